@@ -1,0 +1,579 @@
+"""What the five stages share about files: JSONL, atomic writes, locks, manifests, the hub, one-line errors.
+
+A stage calls `run_stage` from its `main`, reads with `read_jsonl` or `load_examples`, and writes inside
+`output_lock` with `atomic_file` or `atomic_folder`.  What it wrote is described by a manifest beside it
+(`write_manifest`), which the next stage checks (`check_manifest`) and puts its own manifest on top of.
+
+Memory: files are streamed line by line or in blocks of 1 MiB; nothing here grows with the size of a file.
+"""
+import argparse
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+# A temporary name of ours: what a killed run leaves behind is recognised by it, and nothing else is swept.
+TEMPORARY = ".pipeline-tmp"
+# A folder under that name also holds this file, so that a user's folder of the same name is safe.
+FOLDER_MARKER = ".pipeline-tmp-folder"
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+RECORDED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "huggingface_hub",
+                     "GitPython", "accelerate", "rapidfuzz", "datasketch", "numpy", "pandas")
+BLOCK_BYTES = 1 << 20
+EXIT_MISTAKE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
+# Errors of the operating system that a user can mend; all others keep their traceback.
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file would exceed the file size limit: raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EACCES: "permission denied: choose a place that you may read and write",
+    errno.EPERM: "operation not permitted: choose a place that you may read and write",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "the path is a folder: choose another path",
+}
+
+
+class PipelineError(Exception):
+    """A mistake that the user can mend; its one-line message says what, where, and what to do next."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived.  Raised in the main thread so that every `finally` runs."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Running a stage
+# ---------------------------------------------------------------------------------------------------------------
+
+def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Print the settings, call `stage(args)`, and turn the user's mistakes into one line and an exit code.
+
+    Exit codes: 0 done, 1 a mistake that the user can mend, 130 Ctrl-C, 143 SIGTERM.  A bug keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else stage.__name__
+    settings = ", ".join(f"{key}={value}" for key, value in public_arguments(args).items())
+    print(f"{name}: {settings}", flush=True)
+    try:
+        stage(args)
+    except PipelineError as error:
+        _exit(name, f"error: {error}", EXIT_MISTAKE)
+    except KeyboardInterrupt:
+        _exit(name, "interrupted; no output was replaced. Run the same command again.", EXIT_INTERRUPTED)
+    except Terminated:
+        _exit(name, "terminated; no output was replaced. Run the same command again.", EXIT_TERMINATED)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _exit(name, f"error: {where}{DISK_ERRORS[error.errno]} and run the same command again", EXIT_MISTAKE)
+
+
+def _raise_terminated(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def _exit(name: str, message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"{name}: {redact(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def redact(text: str) -> str:
+    """Return `text` without the user names and passwords of URLs and without Hugging Face tokens."""
+    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
+
+
+def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments as plain JSON values, in order, with secrets removed."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return redact(str(value)) if isinstance(value, (str, Path)) else value
+    return {key: plain(value) for key, value in vars(args).items()}
+
+
+def duration(seconds: float) -> str:
+    """Return e.g. `4.2 s`, `3 min 07 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number from 0 up to, but not including, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """argparse type: a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Writing: nothing is replaced before what replaces it is complete and on the disk
+# ---------------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def output_lock(path: Path) -> Iterator[None]:
+    """Hold the output at `path` for this process alone, and sweep what killed runs left beside it.
+
+    Raises PipelineError where another process writes the same output.  The lock file stays (removing it
+    would let two processes lock two different files of one name); the kernel drops the lock with the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / f".{path.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(f"{path}: another process is writing this output; wait for it or choose another path") from None
+        recover_folder(path)
+        sweep_leftovers(path)
+        yield
+
+
+def sweep_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders that killed runs left for the output `path`, and say so."""
+    for left in path.parent.glob(f".{path.name}{TEMPORARY}-*"):
+        if left.is_symlink():
+            continue
+        if left.is_file():
+            left.unlink()
+        elif (left / FOLDER_MARKER).is_file():
+            shutil.rmtree(left)
+        else:
+            continue
+        print(f"removed {left.name}, left by a run that was killed", file=sys.stderr)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}{TEMPORARY}-{os.getpid()}")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, binary: bool = False) -> Iterator[IO]:
+    """Yield a file to write; it takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to fill; it takes the place of the folder `path` when the block ends without an error.
+
+    Raises PipelineError where `path` holds something that this pipeline did not write.
+    """
+    check_replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        (temporary / FOLDER_MARKER).touch()
+        yield temporary
+        (temporary / FOLDER_MARKER).unlink()
+        _sync_tree(temporary)
+        previous = _previous(path)
+        if path.exists():
+            os.rename(path, previous)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise PipelineError unless the folder `path` is absent, empty, or was written by this pipeline."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise PipelineError(f"{path}: is not a folder; choose another output folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise PipelineError(f"{path}: holds files that this pipeline did not write; choose another output folder")
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.pipeline-previous")
+
+
+def recover_folder(path: Path) -> None:
+    """Finish what `atomic_folder` was doing when it was killed between its two renames."""
+    previous = _previous(path)
+    if not (previous / MANIFEST).is_file():
+        return
+    if path.exists():
+        shutil.rmtree(previous)
+    else:
+        os.rename(previous, path)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_file(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------
+
+def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file one by one, each holding `fields` (name -> type).
+
+    Raises PipelineError with the file and line number at the first line that is not such an object.
+    """
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file; run the stage that writes it first, or name another file")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield parse_json_line(path, number, line, fields)
+
+
+def parse_json_line(path: Path, number: int, line: bytes, fields: dict[str, type]) -> dict[str, Any]:
+    """Return line `number` of `path` as an object that holds `fields`; PipelineError names what is wrong."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise PipelineError(f"{path}, line {number}: not valid JSON; mend or remove the line, or write the file again") from None
+    if not isinstance(row, dict):
+        raise PipelineError(f"{path}, line {number}: not a JSON object; expected the fields {', '.join(fields)}")
+    for field, kind in fields.items():
+        if field not in row:
+            raise PipelineError(f"{path}, line {number}: no field {field!r}; it has {', '.join(row) or 'no fields'}")
+        if not isinstance(row[field], kind):
+            raise PipelineError(f"{path}, line {number}: {field!r} is not of type {kind.__name__}")
+        if kind is str and not _encodable(row[field]):
+            raise PipelineError(f"{path}, line {number}: {field!r} holds a lone surrogate, which is not text")
+    return row
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def load_examples(source: str, splits: Iterable[str], verify: bool = True) -> Any:
+    """Return the `DatasetDict` of prompt/completion examples at `source`, a local folder or a hub data set.
+
+    Raises PipelineError where it cannot be found or read, where one of `splits` or the columns `prompt` and
+    `completion` are missing, and, for a folder, where a file differs from its manifest (`verify`).
+    """
+    import datasets
+
+    folder = Path(source)
+    if folder.exists() or looks_like_path(source):
+        recover_folder(folder)
+        if not (folder / "dataset_dict.json").is_file():
+            raise PipelineError(f"{source}: no data set folder; run preprocess_data.py or name another --dataset")
+        if verify:
+            check_manifest(folder)
+        try:
+            data = datasets.load_from_disk(source)
+        except Exception as error:  # pyarrow and datasets raise many types for a damaged file
+            raise PipelineError(f"{source}: cannot be read ({first_line(error)}); run preprocess_data.py again") from error
+    else:
+        with hub_errors("data set", source):
+            try:
+                data = datasets.load_dataset(source)
+            except (ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
+                raise PipelineError(f"data set {source}: cannot be loaded: {first_line(error)}") from error
+    for split in splits:
+        if split not in data:
+            raise PipelineError(f"{source}: no split {split!r}; it has {', '.join(data)}")
+        missing = {"prompt", "completion"} - set(data[split].column_names)
+        if missing:
+            raise PipelineError(f"{source}: split {split!r} has no column {', '.join(sorted(missing))}; "
+                                f"it has {', '.join(data[split].column_names)}. preprocess_data.py writes both")
+    return data
+
+
+def looks_like_path(name: str) -> bool:
+    """Return whether `name` can only be a path: hub names are NAME or OWNER/NAME."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, with secrets removed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return redact(lines[0]) if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Manifests
+# ---------------------------------------------------------------------------------------------------------------
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_files(path: Path) -> dict[str, str]:
+    """Return {relative name: SHA-256} of a file, or of every file in a folder except its manifest."""
+    if path.is_file():
+        return {path.name: sha256_file(path)}
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, FOLDER_MARKER))
+    return {p.relative_to(path).as_posix(): sha256_file(p) for p in files}
+
+
+def combined_hash(files: dict[str, str]) -> str:
+    """Return one SHA-256 for the result of `hash_files`."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def manifest_path(path: Path) -> Path:
+    """Return where the manifest of an output lies: in a folder, or beside a file as STEM.manifest.json."""
+    return path / MANIFEST if path.is_dir() else path.with_name(f"{path.stem}.{MANIFEST}")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that a result can depend on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def write_manifest(path: Path, args: argparse.Namespace, outputs: dict[str, str], started: float, **details: Any) -> None:
+    """Write the manifest to the file `path`: what made the `outputs` ({name: SHA-256}), from what, in how long.
+
+    `started` is the `time.time()` at which the stage began; `details` are the stage's own entries
+    (`inputs`, `counts`, ...), JSON values.
+    """
+    write_json(path, {"manifest_version": MANIFEST_VERSION, "stage": Path(sys.argv[0]).stem,
+                      "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                      "arguments": public_arguments(args), "seconds": round(time.time() - started, 1),
+                      "versions": versions(), **details, "outputs": outputs})
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of the output at `path`, or None where it has none.  PipelineError if it is damaged."""
+    file = manifest_path(path)
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_bytes())
+    except ValueError:
+        raise PipelineError(f"{file}: not valid JSON; write the output again") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        raise PipelineError(f"{file}: is not a manifest of this pipeline; write the output again")
+    return manifest
+
+
+def check_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of `path` after comparing every file that it names with its hash; None without one.
+
+    Raises PipelineError that names the first file which is missing or has changed.
+    """
+    manifest = read_manifest(path)
+    folder = path if path.is_dir() else path.parent
+    for name, expected in (manifest or {"outputs": {}})["outputs"].items():
+        file = folder / name
+        if not file.is_file():
+            raise PipelineError(f"{file}: is missing, but {manifest_path(path)} names it; write the output again")
+        if sha256_file(file) != expected:
+            raise PipelineError(f"{file}: has changed since it was written (SHA-256 differs from {manifest_path(path)}); "
+                                "write the output again, or delete that manifest to use the file as it is")
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The hub
+# ---------------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def hub_errors(kind: str, name: str) -> Iterator[None]:
+    """Turn what the Hugging Face libraries raise for a `name` that cannot be loaded into a PipelineError."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except (PipelineError, KeyboardInterrupt, Terminated):
+        raise
+    except Exception as error:
+        chain = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+            chain.append(cause)
+
+        def has(*kinds: type) -> bool:
+            return any(isinstance(link, kinds) for link in chain)
+
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        if has(GatedRepoError):
+            reason = "is gated; accept its terms on the hub and log in (hf auth login)"
+        elif has(RepositoryNotFoundError):
+            reason = "does not exist on the hub, or is private; check the name, or log in (hf auth login)"
+        elif has(RevisionNotFoundError):
+            reason = "has no such revision; check it"
+        elif has(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or _is_connection_error(chain):
+            reason = "the hub cannot be reached and the cache does not hold it; check the network, or name a local folder"
+        elif has(EntryNotFoundError):
+            reason = f"lacks a file that is needed: {first_line(error)}"
+        elif has(HFValidationError):
+            reason = "is neither a local folder nor a valid hub name; check the spelling"
+        elif has(HfHubHTTPError) or isinstance(error, (OSError, ValueError)):
+            reason = first_line(error)
+        else:
+            raise
+        raise PipelineError(f"{kind} {name}: {reason}") from error
+
+
+def _is_connection_error(chain: list[BaseException]) -> bool:
+    """Return whether an HTTP client gave up on the connection, whichever client the hub library uses."""
+    names = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    return bool(names & {"ConnectError", "ConnectTimeout", "NetworkError", "TimeoutException", "ConnectionError"})
+
+
+def check_local_model(name: str) -> None:
+    """Raise PipelineError where `name` can only be a local folder and is not one that holds a model."""
+    folder = Path(name)
+    if not folder.exists() and looks_like_path(name):
+        raise PipelineError(f"model {name}: no such folder; check the path")
+    if folder.exists() and not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
+        raise PipelineError(f"model {name}: holds neither config.json nor adapter_config.json; name a model folder")
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """Return the tokenizer of a local folder or hub model; PipelineError in one line where there is none."""
+    from transformers import AutoTokenizer
+
+    check_local_model(name)
+    with hub_errors("model", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise PipelineError(f"model {name}: its tokenizer has no end-of-text token; use another model")
+    return tokenizer
+
+
+def check_hub_write(repo_id: str, repo_type: str = "model") -> None:
+    """Raise PipelineError unless `repo_id` is a valid name and the token of the environment or login may write.
+
+    Called before hours of work, not after: an upload would fail only then.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        if "/" not in repo_id:
+            raise HFValidationError(repo_id)
+    except HFValidationError:
+        raise PipelineError(f"--hf_repository {repo_id}: not a hub name of the form OWNER/NAME") from None
+    with hub_errors(repo_type, repo_id):
+        try:
+            account = HfApi().whoami()
+        except LocalTokenNotFoundError:
+            raise PipelineError(f"--hf_repository {repo_id}: no token; log in first (hf auth login) or set HF_TOKEN") from None
+        except HfHubHTTPError as error:
+            if error.response.status_code == 401:
+                raise PipelineError(f"--hf_repository {repo_id}: the hub refuses the token; log in again (hf auth login)") from None
+            raise
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise PipelineError(f"--hf_repository {repo_id}: the token may only read; log in with one that may write")
+
+
+def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "model",
+                delete: Callable[[str], bool] = lambda name: False, keep_branch: str | None = None) -> str:
+    """Publish every file of `folder` to `repo_id` in one commit and return the commit's identifier.
+
+    The same commit deletes the repository's files for which `delete(name)` is true.  `keep_branch` names a
+    branch that is made first at the commit that was there before.  On failure the folder is untouched and
+    the PipelineError says how to repeat only the push.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi()
+    with hub_errors(repo_type, repo_id):
+        try:
+            api.create_repo(repo_id, repo_type=repo_type, exist_ok=True)
+            info = api.repo_info(repo_id, repo_type=repo_type)
+            if keep_branch:
+                api.create_branch(repo_id, branch=keep_branch, revision=info.sha, repo_type=repo_type, exist_ok=True)
+            names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+            operations = [CommitOperationAdd(name, folder / name) for name in names]
+            stale = [s.rfilename for s in info.siblings or [] if delete(s.rfilename) and s.rfilename not in names]
+            operations += [CommitOperationDelete(name) for name in stale]
+            commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type,
+                                       parent_commit=info.sha)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
+            print(f"publishing failed; {folder} is complete on disk. To publish it alone:\n"
+                  f"  hf upload {repo_id} {folder} . --repo-type {repo_type}", file=sys.stderr)
+            raise
+    return commit.oid

@@ -1,0 +1,579 @@
+"""Stage 2 of 5: clean the source files and cut them into (prompt, completion) examples.
+
+Reads   data/kotlin_code_raw.jsonl         {"file_text": str}
+Writes  data/kotlin_prepared_dataset/      train, validation, test: {"prompt": str, "completion": str, "source_line": int}
+
+A file loses its copyright comment, is dropped where it is too short, generated, or a near-duplicate of another,
+and is cut into chunks of about --chunk_tokens tokens, at punctuation and white space.  An example is a prompt
+of one chunk and, as its completion, the chunk that follows it; in train the window slides by --stride_tokens, in
+validation and test by a whole chunk, so that each position is evaluated once.  Splits are made by file and by
+cluster of near-duplicates, from a hash of the content and the seed: no file is on two sides, and adding a file
+moves no other.
+
+Memory: one batch of files for each process, and 1.2 kB for each file (its MinHash); nothing grows with the
+number of examples.  Time: linear in the size of the input, divided by the number of cores.
+
+Run:    python preprocess_data.py
+Quick:  python preprocess_data.py --limit 200
+"""
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from pipeline_io import (
+    PipelineError,
+    atomic_folder,
+    check_local_model,
+    check_manifest,
+    check_replaceable,
+    combined_hash,
+    duration,
+    fraction,
+    hash_files,
+    hub_errors,
+    load_tokenizer,
+    non_negative_int,
+    output_lock,
+    parse_json_line,
+    positive_int,
+    run_stage,
+    sha256_file,
+    write_manifest,
+)
+
+SPLITS = ("train", "validation", "test")
+FILES_PER_TASK = 64  # files that one process works on at a time
+# Values that break tokenization and teach nothing: mission.md's "hundreds of characters".
+MAX_DIGIT_RUN, MAX_UNBROKEN_RUN = 40, 200
+LARGE_VALUE = re.compile(rf"\d{{{MAX_DIGIT_RUN}}}|\S{{{MAX_UNBROKEN_RUN}}}")
+GENERATED_MARKER = re.compile(r"@generated\b|\bDO NOT (?:EDIT|MODIFY)\b", re.IGNORECASE)
+GENERATED_HEAD_LINES = 30  # the marker counts near the top only: further down, the words may be about something else
+# MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
+PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
+MINHASH_SEED, MINHASH_BLOCK = 1, 2048
+
+
+class CleanFile(NamedTuple):
+    """One file after cleaning, ready to be written once its cluster and split are known."""
+    source_line: int  # its line in the raw file, from 1
+    reason: str | None  # why it is dropped; None: it is kept, and the fields below are set
+    digest: bytes = b""  # SHA-256 of the cleaned text
+    text: str = ""
+    train_windows: np.ndarray | None = None  # (examples, 3) offsets in `text`: prompt start, cut, completion end
+    eval_windows: np.ndarray | None = None
+    signature: np.ndarray | None = None  # (PERMUTATIONS,) uint32
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Cleaning
+# ---------------------------------------------------------------------------------------------------------------
+
+_BLOCK_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+_LINE_COMMENTS = re.compile(r"//[^\n]*(?:\n[ \t]*//[^\n]*)*")
+_HASH_COMMENTS = re.compile(r"#(?!!)[^\n]*(?:\n[ \t]*#[^\n]*)*")
+_SHEBANG = re.compile(r"#![^\n]*\n")
+_SPEAKS_OF_RIGHTS = re.compile(
+    r"copyright|\(c\)\s*(?:19|20)\d\d|©|SPDX-|licen[sc]ed\s+(?:under|to)|all\s+rights\s+reserved|"
+    r"(?:apache|mit|bsd|mozilla|eclipse|gnu)\b[^.\n]{0,40}licen[sc]e|licen[sc]e\s+(?:file|agreement|terms|header)|"
+    r"public\s+domain|permission\s+is\s+hereby\s+granted", re.IGNORECASE)
+
+
+def strip_copyright(source: str) -> str:
+    """Return `source` without the comments at its very top that speak of copyright or licence.
+
+    They may follow a BOM, blank lines or a shebang line (which stays).  Block and doc comments, runs of `//` or
+    `#` lines; several in a row, as long as each speaks of rights.  Any other first comment stays, and so does
+    every later one.  The blank lines around what was removed go too.
+    """
+    text = source.removeprefix("\ufeff")
+    shebang = _SHEBANG.match(text)
+    head = shebang[0] if shebang else ""
+    rest, removed = text[len(head):], False
+    while True:
+        body = rest.lstrip()
+        comment = _BLOCK_COMMENT.match(body) or _LINE_COMMENTS.match(body) or _HASH_COMMENTS.match(body)
+        # Code behind the comment on its last line means that the comment belongs to the code.
+        alone = comment and body[comment.end():].split("\n", 1)[0].strip() == ""
+        if not comment or not alone or not _SPEAKS_OF_RIGHTS.search(comment[0]):
+            return head + body if removed else text
+        rest, removed = body[comment.end():], True
+
+
+def drop_reason(text: str, keep_generated: bool, keep_short: bool) -> str | None:
+    """Return why a cleaned file cannot serve, or None."""
+    if not text.strip():
+        return "empty after cleaning"
+    if not keep_short and sum(1 for line in text.splitlines() if line.strip()) < 2:
+        return "fewer than two lines"
+    head = "\n".join(text.split("\n", GENERATED_HEAD_LINES)[:GENERATED_HEAD_LINES])
+    if not keep_generated and GENERATED_MARKER.search(head):
+        return "generated by a machine"
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Cutting
+# ---------------------------------------------------------------------------------------------------------------
+
+_SPACE, _NEWLINE, _PUNCTUATION = 1, 2, 4
+_CHARACTER_KINDS = np.zeros(128, dtype=np.uint8)
+_CHARACTER_KINDS[[ord(c) for c in " \t\f\v\r\n"]] = _SPACE
+_CHARACTER_KINDS[ord("\n")] |= _NEWLINE
+_CHARACTER_KINDS[[ord(c) for c in "!\"#%&'()*+,-./:;<=>?@[\\]^`{|}~"]] = _PUNCTUATION  # `$` and `_` are parts of names
+
+
+def find_cuts(text: str, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where `text` may be cut, given the (tokens, 2) character offsets of its tokens.
+
+    Three arrays over the n + 1 boundaries of tokens (before the first, ..., behind the last): the character
+    offset of each; whether it can be cut at all (no character is split by it); and whether it is a good place:
+    behind punctuation, at the start of a line, or before white space.  A cut before white space gives that to the
+    completion, so that its first word is tokenized as it is in running text.
+    """
+    count = len(offsets)
+    position = np.empty(count + 1, dtype=np.int64)
+    position[0], position[-1] = 0, len(text)
+    position[1:-1] = offsets[:-1, 1]
+    possible = np.ones(count + 1, dtype=bool)
+    possible[1:-1] = offsets[:-1, 1] <= offsets[1:, 0]
+    # A token that ends where the text ends or begins leaves an empty side: not a cut.
+    possible[1:-1] &= (position[1:-1] > 0) & (position[1:-1] < len(text))
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    kinds = np.where(codes < 128, _CHARACTER_KINDS[np.minimum(codes, 127)], 0)
+    before, after = kinds[position[1:-1] - 1], kinds[np.minimum(position[1:-1], len(text) - 1)]
+    good = possible.copy()
+    good[1:-1] &= ((before & (_NEWLINE | _PUNCTUATION)) > 0) | (((after & _SPACE) > 0) & ((before & _SPACE) == 0))
+    return position, possible, good
+
+
+def cut_windows(possible: np.ndarray, good: np.ndarray, chunk_tokens: int, stride_tokens: int) -> list[tuple[int, int, int]]:
+    """Return the windows (start, cut, end), as token boundaries: prompt = [start, cut), completion = [cut, end).
+
+    `possible` and `good` come from `find_cuts`.  Windows start about every `stride_tokens` tokens; with 0, each
+    starts where the completion of the one before it began, so that every position is in at most one completion.
+    """
+    count = len(possible) - 1
+    minimum = max(1, chunk_tokens // 10)  # a shorter completion than this teaches and measures nothing
+    if count < 2 * minimum:
+        return []
+    # A file shorter than a chunk and a completion is cut in the middle, so that it gives one example too.
+    chunk = min(chunk_tokens, count // 2) if count < chunk_tokens + minimum else chunk_tokens
+    # last_good[i], last_possible[i]: the last such boundary at or before i
+    index = np.arange(count + 1)
+    last_good = np.maximum.accumulate(np.where(good, index, 0)).tolist()
+    last_possible = np.maximum.accumulate(np.where(possible, index, 0)).tolist()
+
+    def cut_after(start: int) -> int:
+        target = min(start + chunk, count)
+        if last_good[target] > start + chunk // 2:
+            return last_good[target]
+        if last_possible[target] > start:
+            return last_possible[target]
+        return next(i for i in range(target, count + 1) if possible[i])  # one character of more than a chunk's tokens
+
+    windows: list[tuple[int, int, int]] = []
+    start, number, end = 0, 0, 0
+    while end < count:
+        cut = cut_after(start)
+        if count - cut < minimum:
+            break
+        end = cut_after(cut)
+        if count - end < minimum // 2:
+            end = count  # rather than leave a few tokens that no completion holds
+        windows.append((start, cut, end))
+        if not stride_tokens:
+            start = cut
+            continue
+        following = start
+        while following <= start:
+            number += 1
+            following = last_good[min(number * stride_tokens, count)]
+        start = following
+    return windows
+
+
+def split_into_chunks(text: str, offsets: np.ndarray, chunk_tokens: int) -> list[str]:
+    """Return `text` cut into consecutive chunks of about `chunk_tokens` tokens; joined they are `text` again."""
+    position, possible, good = find_cuts(text, offsets)
+    windows = cut_windows(possible, good, chunk_tokens, stride_tokens=0)
+    bounds = [0, *(cut for _, cut, _ in windows), *(end for _, _, end in windows[-1:]), len(position) - 1]
+    places = sorted({int(position[i]) for i in bounds})
+    return [text[a:b] for a, b in itertools.pairwise(places)]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The work of one process
+# ---------------------------------------------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}  # what each process needs for every file: tokenizer, arguments, MinHash permutations
+
+
+def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
+    """Set up this process; called once in each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too and ends its children
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    from datasketch import MinHash
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # source text that looks like a special token is only text
+    _worker.update(options, tokenizer=tokenizer, minhash=MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=int))
+
+
+def minhash_signature(token_ids: np.ndarray) -> np.ndarray:
+    """Return the (PERMUTATIONS,) uint32 MinHash of a file's set of token 5-grams (Broder 1997)."""
+    ids = token_ids.astype(np.uint64)
+    width = min(NGRAM, len(ids))
+    hashes = np.zeros(len(ids) - width + 1, dtype=np.uint64)
+    for i in range(width):  # a polynomial in the ids, mixed by datasketch's own finalizer before it is permuted
+        hashes = (hashes + ids[i:len(ids) - width + 1 + i] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    shingles = np.unique((hashes >> np.uint64(32)).astype(np.uint32))
+    sketch = _worker["minhash"].copy()
+    for start in range(0, len(shingles), MINHASH_BLOCK):  # in blocks that stay in the cache
+        sketch.update_batch(shingles[start:start + MINHASH_BLOCK].tolist())
+    return sketch.hashvalues
+
+
+def clean_files(path: Path, first_line: int, lines: list[bytes]) -> list[CleanFile]:
+    """Clean, tokenize, cut and hash the files on `lines` of the raw file, the first of which is `first_line`."""
+    results: list[CleanFile] = []
+    kept: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, start=first_line):
+        source = parse_json_line(path, number, line, {"file_text": str})["file_text"]
+        text = source if _worker["keep_copyright"] else strip_copyright(source)
+        reason = drop_reason(text, _worker["keep_generated"], _worker["keep_short"])
+        if reason:
+            results.append(CleanFile(number, reason))
+        else:
+            kept.append((number, text))
+    for (number, text), encoding in zip(kept, _worker["tokenizer"].encode_batch([text for _, text in kept],
+                                                                                add_special_tokens=False), strict=True):
+        results.append(cut_file(number, text, encoding))
+    return sorted(results, key=lambda file: file.source_line)
+
+
+def cut_file(number: int, text: str, encoding: Any) -> CleanFile:
+    """Return the file's windows, digest and signature; `encoding` is its tokens with their offsets."""
+    if not encoding.ids:
+        return CleanFile(number, "too short for an example")
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    position, possible, good = find_cuts(text, offsets)
+
+    def windows(stride: int) -> np.ndarray:
+        found = cut_windows(possible, good, _worker["chunk_tokens"], stride)
+        return position[np.array(found, dtype=np.int64).reshape(-1, 3)]
+
+    eval_windows = windows(0)
+    if not len(eval_windows):
+        return CleanFile(number, "too short for an example")
+    return CleanFile(number, None, hashlib.sha256(text.encode()).digest(), text, windows(_worker["stride_tokens"]),
+                     eval_windows, minhash_signature(np.array(encoding.ids)))
+
+
+def map_in_order(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[tuple], window: int) -> Iterator[Any]:
+    """Yield `function(*task)` in the order of the tasks, with at most `window` of them under way."""
+    running: deque[Future] = deque()
+    for task in tasks:
+        running.append(pool.submit(function, *task))
+        if len(running) >= window:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Near-duplicates and splits
+# ---------------------------------------------------------------------------------------------------------------
+
+def cluster_near_duplicates(signatures: np.ndarray) -> np.ndarray:
+    """Return for each of the (files, PERMUTATIONS) MinHash signatures the index of its cluster's first file.
+
+    Two files are linked where the share of equal values, which estimates the Jaccard similarity of their 5-grams,
+    is at least NEAR_DUPLICATE_JACCARD; clusters are what links connect (union-find).  Only files that agree in
+    one band of BAND_ROWS values are compared (locality-sensitive hashing, Leskovec, Rajaraman and Ullman, ch. 3).
+    """
+    parent = list(range(len(signatures)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for first in range(0, PERMUTATIONS - BAND_ROWS + 1, BAND_ROWS):
+        band = np.ascontiguousarray(signatures[:, first:first + BAND_ROWS])
+        keys = band.view([("", band.dtype)] * BAND_ROWS).ravel()
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1], True])
+        for begin, end in itertools.pairwise(starts.tolist()):
+            if end - begin > 1:
+                _link_bucket(signatures, order[begin:end], parent, root)
+    return np.array([root(i) for i in range(len(signatures))], dtype=np.int64)
+
+
+def _link_bucket(signatures: np.ndarray, members: np.ndarray, parent: list[int], root: Callable[[int], int]) -> None:
+    """Join those `members` of one bucket whose signatures are alike; pairs that are joined already are skipped."""
+    for i, member in enumerate(members[:-1].tolist()):
+        others = np.array([m for m in members[i + 1:].tolist() if root(m) != root(member)], dtype=np.int64)
+        if len(others):
+            similarity = (signatures[others] == signatures[member]).mean(axis=1)
+            for other in others[similarity >= NEAR_DUPLICATE_JACCARD].tolist():
+                a, b = sorted((root(member), root(other)))
+                parent[b] = a
+
+
+def choose_split(digest: bytes, seed: int, validation_fraction: float, test_fraction: float) -> str:
+    """Return the split of a file (or cluster) from its content's hash and the seed alone."""
+    number = int.from_bytes(hashlib.sha256(b"%d:" % seed + digest).digest()[:8]) / 2**64
+    if number < test_fraction:
+        return "test"
+    return "validation" if number < test_fraction + validation_fraction else "train"
+
+
+def assign_splits(digests: list[bytes], signatures: np.ndarray, args: argparse.Namespace) -> tuple[list[str | None], Counter]:
+    """Return each file's split, or None for a duplicate that is dropped, and the counts of what was dropped.
+
+    A cluster is represented by its file with the smallest digest, whatever the order of the files: it is the one
+    that is kept, and its digest decides the split of all.
+    """
+    clusters = cluster_near_duplicates(signatures)
+    # the digests of exact duplicates are equal, so that they are in one cluster; the first of them represents it
+    representative: dict[int, int] = {}
+    for i, cluster in enumerate(clusters.tolist()):
+        best = representative.setdefault(cluster, i)
+        if digests[i] < digests[best]:
+            representative[cluster] = i
+    counts: Counter = Counter()
+    splits: list[str | None] = []
+    seen: set[bytes] = set()
+    for i, cluster in enumerate(clusters.tolist()):
+        best = representative[cluster]
+        exact = digests[i] in seen
+        seen.add(digests[i])
+        if i != best and (exact or args.near_duplicates == "drop"):
+            exact = exact or digests[i] == digests[best]
+            counts["exact duplicate" if exact else "near-duplicate"] += 1
+            splits.append(None)
+        else:
+            splits.append(choose_split(digests[best], args.seed, args.validation_fraction, args.test_fraction))
+    return splits, counts
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The stage
+# ---------------------------------------------------------------------------------------------------------------
+
+def tokenizer_json(name: str) -> str:
+    """Return the fast tokenizer of a local folder or hub model as JSON, without importing transformers if possible."""
+    check_local_model_or_tokenizer(name)
+    local = Path(name) / "tokenizer.json"
+    if local.is_file():
+        return local.read_text(encoding="utf-8")
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        with hub_errors("model", name):
+            try:
+                return Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8")
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                pass  # an older tokenizer format, which transformers converts
+    tokenizer = load_tokenizer(name)
+    if not tokenizer.is_fast:
+        raise PipelineError(f"model {name}: has no fast tokenizer, whose offsets are needed; use another model")
+    return tokenizer.backend_tokenizer.to_str()
+
+
+def check_local_model_or_tokenizer(name: str) -> None:
+    """As `check_local_model`, but a folder that holds only a tokenizer will do."""
+    if not (Path(name) / "tokenizer.json").is_file():
+        check_local_model(name)
+
+
+def batches_of_lines(path: Path, limit: int, advance: Callable[[int], Any]) -> Iterator[tuple[Path, int, list[bytes]]]:
+    """Yield (path, number of the first line, lines) of the raw file; `advance` is told the bytes read."""
+    with open(path, "rb") as file:
+        lines = itertools.islice(file, limit or None)
+        for first in itertools.count(1, FILES_PER_TASK):
+            batch = list(itertools.islice(lines, FILES_PER_TASK))
+            if not batch:
+                return
+            advance(sum(map(len, batch)))
+            yield path, first, batch
+
+
+def clean_corpus(args: argparse.Namespace, spool: IO, counts: Counter) -> tuple[list[bytes], np.ndarray]:
+    """Clean every file, in all processes, and put those that can serve into `spool`; return digests and signatures."""
+    from tqdm import tqdm
+
+    # Spawned, not forked: a fork would copy threads and locks of libraries in an undefined state.
+    pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker,
+                               initargs=(tokenizer_json(args.model_name_or_path), {
+                                   "keep_copyright": args.keep_copyright, "keep_generated": args.keep_generated,
+                                   "keep_short": args.keep_short, "chunk_tokens": args.chunk_tokens,
+                                   "stride_tokens": args.stride_tokens}))
+    digests: list[bytes] = []
+    signatures: list[np.ndarray] = []
+    try:
+        with tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning", disable=None) as bar:
+            tasks = batches_of_lines(args.input_file, args.limit, bar.update)
+            for files in map_in_order(pool, clean_files, tasks, window=3 * args.num_proc):
+                for file in files:
+                    counts["files read"] += 1
+                    if file.reason:
+                        counts[f"dropped, {file.reason}"] += 1
+                        continue
+                    digests.append(file.digest)
+                    signatures.append(file.signature)
+                    pickle.dump(file._replace(signature=None), spool, protocol=pickle.HIGHEST_PROTOCOL)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+    return digests, np.array(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+
+
+def read_spool(spool: IO, number: int) -> Iterator[CleanFile]:
+    """Yield the `number` files that this same run put into `spool`."""
+    spool.seek(0)
+    for _ in range(number):
+        yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
+
+
+def examples_of(file: CleanFile, split: str, keep_large_values: bool) -> tuple[list[str], list[str], int]:
+    """Return the prompts and completions of a file, and how many were skipped for a very large value."""
+    windows = (file.train_windows if split == "train" else file.eval_windows).tolist()
+    if not keep_large_values and LARGE_VALUE.search(file.text):
+        kept = [w for w in windows if not LARGE_VALUE.search(file.text, w[0], w[2])]
+    else:
+        kept = windows
+    return ([file.text[start:cut] for start, cut, _ in kept], [file.text[cut:end] for _, cut, end in kept],
+            len(windows) - len(kept))
+
+
+def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: argparse.Namespace, folder: Path,
+                   counts: Counter) -> Any:
+    """Write the examples of every file that has a split; return the DatasetDict, which lies in `folder`."""
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    features = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
+                                  "source_line": datasets.Value("int64")})
+    with contextlib.ExitStack() as stack:
+        writers = {split: stack.enter_context(ArrowWriter(path=str(folder / f"{split}.arrow"), features=features))
+                   for split in SPLITS}
+        for file, split in zip(files, splits, strict=True):
+            if split is None:
+                continue
+            prompts, completions, skipped = examples_of(file, split, args.keep_large_values)
+            counts["examples skipped, very large value"] += skipped
+            counts[f"files in {split}"] += bool(prompts)
+            counts[f"examples in {split}"] += len(prompts)
+            if prompts:
+                writers[split].write_batch({"prompt": prompts, "completion": completions,
+                                            "source_line": [file.source_line] * len(prompts)})
+        empty = [split for split in SPLITS if not counts[f"examples in {split}"]]
+        if empty:
+            raise PipelineError(f"{args.input_file}: the corpus is too small for three splits: {' and '.join(empty)} would hold "
+                                f"no example ({sum(s is not None for s in splits)} files can serve); collect more files, "
+                                "raise --validation_fraction and --test_fraction, or try another --seed")
+        for writer in writers.values():
+            writer.finalize()
+    return datasets.DatasetDict({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS})
+
+
+def preprocess(args: argparse.Namespace) -> None:
+    """Write the data set of --input_file to --output_dir."""
+    started = time.time()
+    if args.validation_fraction + args.test_fraction >= 1:
+        raise PipelineError("--validation_fraction and --test_fraction leave nothing to train on; lower them")
+    if not args.input_file.is_file():
+        raise PipelineError(f"--input_file {args.input_file}: no such file; run parse_data.py first, or name another file")
+    check_replaceable(args.output_dir)
+    raw_manifest = check_manifest(args.input_file)
+    counts: Counter = Counter()
+    with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        with open(scratch / "spool", "w+b") as spool:
+            digests, signatures = clean_corpus(args, spool, counts)
+            if not digests:
+                raise PipelineError(f"{args.input_file}: no file can serve ({describe(counts) or 'it is empty'}); "
+                                    "check it, or the --keep_ switches")
+            splits, dropped = assign_splits(digests, signatures, args)
+            counts.update({f"dropped, {reason}": number for reason, number in dropped.items()})
+            data = write_examples(read_spool(spool, len(digests)), splits, args, scratch, counts)
+        data.save_to_disk(str(folder))
+        del data
+        shutil.rmtree(scratch)
+        outputs = hash_files(folder)
+        write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(outputs),
+                       inputs={args.input_file.name: sha256_file(args.input_file)}, counts=dict(counts),
+                       sources=[{key: source[key] for key in ("repository", "commit", "license_file")}
+                                for source in (raw_manifest or {}).get("sources", [])])
+    for name, number in sorted(counts.items()):
+        print(f"  {number:>9,} {name}")
+    print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
+
+
+def describe(counts: Counter) -> str:
+    """Return the counts on one line."""
+    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script's command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input_file", type=Path, default=Path("data/kotlin_code_raw.jsonl"), help="the raw file (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("data/kotlin_prepared_dataset"),
+        help="folder of the data set; replaced if this script wrote it (default: %(default)s)")
+    add("--model_name_or_path", default="microsoft/phi-1_5", help="model whose tokenizer counts (default: %(default)s)")
+    add("--chunk_tokens", type=positive_int, default=100, help="length of a chunk, in tokens (default: %(default)s)")
+    add("--stride_tokens", type=positive_int, default=35,
+        help="by how many tokens the window slides in train (default: %(default)s)")
+    add("--test_fraction", type=fraction, default=0.01, help="share of the files (default: %(default)s)")
+    add("--validation_fraction", type=fraction, default=0.01, help="share of the files (default: %(default)s)")
+    add("--near_duplicates", choices=("drop", "keep"), default="drop",
+        help="drop: one file of a cluster of near-duplicates is kept; keep: all, in one split (default: %(default)s)")
+    add("--keep_copyright", action="store_true", help="leave copyright comments in place")
+    add("--keep_short", action="store_true", help="keep files with fewer than two lines")
+    add("--keep_generated", action="store_true", help="keep files that say that a machine generated them")
+    add("--keep_large_values", action="store_true",
+        help=f"keep examples with {MAX_DIGIT_RUN} digits or {MAX_UNBROKEN_RUN} characters without white space in a row")
+    add("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+    add("--limit", type=non_negative_int, default=0, help="read only so many files; 0: all (default: %(default)s)")
+    add("--num_proc", type=positive_int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1, help="processes; the result does not depend on it (default: all cores)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_stage(preprocess, build_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()
