@@ -67,7 +67,7 @@ def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namesp
     signal.signal(signal.SIGTERM, _raise_terminated)
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else stage.__name__
     settings = ", ".join(f"{key}={value}" for key, value in public_arguments(args).items())
-    print(f"{name}: {settings}", flush=True)
+    print(f"{name}: {settings}", file=sys.stderr, flush=True)
     try:
         stage(args)
     except PipelineError as error:
@@ -517,6 +517,38 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     if tokenizer.eos_token_id is None:
         raise PipelineError(f"model {name}: its tokenizer has no end-of-text token; use another model")
     return tokenizer
+
+
+def encode_prompts(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    """Return the token ids of prompts, as training and inference both see them.
+
+    A prompt gets the special tokens that the tokenizer puts before a text, and none behind it: the completion goes on
+    there.  Text that looks like a special token stays text.
+    """
+    if not prompts:
+        return []
+    encoded = tokenizer(prompts, return_attention_mask=False, split_special_tokens=True)["input_ids"]
+    eos = tokenizer.eos_token_id
+    return [ids[:-1] if ids and ids[-1] == eos and len(ids) > 1 else ids for ids in encoded]
+
+
+def choose_precision(name: str) -> str:
+    """Return bf16, fp16 or float32 for `auto`: what the hardware computes fast; any other name is returned as it is."""
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if any(capabilities.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+
+
+def torch_dtype(precision: str) -> Any:
+    """Return the torch dtype of bf16, fp16 or float32."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
 
 
 def check_hub_write(repo_id: str, repo_type: str = "model") -> None:

@@ -20,14 +20,12 @@ import argparse
 import contextlib
 import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import pickle
 import re
 import shutil
 import signal
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator

@@ -1,0 +1,145 @@
+"""Make a Python benchmark in the format of CodeXGLUE method generation from the standard library that runs this.
+
+Each line is {"signature", "docstring", "body", "id"}; line ends and indentation are <EOL>, <INDENT> and <DEDENT>, comments
+are gone, and string and number literals outside the most frequent ones are emptied, as in that data set.  It stands
+in for the real test set where there is no network; its scores are not comparable with published ones, and the model
+may have seen the standard library.
+
+Run:    python demo/make_python_benchmark.py OUTPUT_FILE
+"""
+import ast
+import io
+import json
+import os
+import re
+import sys
+import sysconfig
+import textwrap
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+MODULES = ("argparse", "ast", "asyncio", "bdb", "calendar", "cmd", "codecs", "collections", "concurrent", "configparser", "contextlib",
+           "copy", "csv", "dataclasses", "datetime", "difflib", "dis", "doctest", "email", "enum", "fileinput", "filecmp", "fractions",
+           "ftplib", "functools", "getopt", "gettext", "glob", "gzip", "heapq", "html", "http", "imaplib", "importlib", "inspect",
+           "ipaddress", "json", "linecache", "locale", "logging", "lzma", "mailbox", "mimetypes", "multiprocessing", "netrc",
+           "optparse", "pathlib", "pdb", "pickle", "pkgutil", "platform", "plistlib", "poplib", "pprint", "profile", "pyclbr",
+           "queue", "random", "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "sqlite3",
+           "statistics", "string", "subprocess", "symtable", "sysconfig", "tarfile", "telnetlib", "tempfile", "textwrap",
+           "threading", "timeit", "tokenize", "traceback", "types", "typing", "unittest", "urllib", "uuid", "warnings", "wave",
+           "weakref", "webbrowser", "wsgiref", "xml", "xmlrpc", "zipapp", "zipfile", "zoneinfo")
+KEPT_STRINGS, KEPT_NUMBERS = 200, 30  # how many of the most frequent literals CodeXGLUE keeps
+MAX_BODY_CHARACTERS = 700  # about the budget of 256 tokens
+STRING_LITERAL = re.compile(r"(?P<start>[A-Za-z]*(?:\"\"\"|'''|\"|'))(?P<text>.*)(?P<end>\"\"\"|'''|\"|')", re.DOTALL)
+
+
+def source_files() -> Iterator[tuple[str, Path]]:
+    """Yield (module name, file) of the chosen modules that exist in this Python, in order; no tests."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for module in MODULES:
+        files = [root / f"{module}.py"] if (root / f"{module}.py").is_file() else sorted((root / module).rglob("*.py"))
+        for file in files:
+            name = ".".join(file.relative_to(root).with_suffix("").parts)
+            if not {"test", "tests"} & set(name.split(".")):
+                yield name, file
+
+
+def documented_functions(module: str, source: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (identifier, signature, docstring, dedented body) of every function that has a docstring and a body."""
+    lines = source.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
+            continue
+        docstring = ast.get_docstring(node)
+        # f-strings are tokenized differently from one version of Python to the next
+        if not docstring or any(isinstance(part, ast.JoinedStr) for part in ast.walk(node)):
+            continue
+        first = node.body[0].end_lineno
+        signature = textwrap.dedent("".join(lines[node.lineno - 1:node.body[0].lineno - 1])).strip()
+        body = textwrap.dedent("".join(lines[first:node.end_lineno]))
+        if signature.endswith(":") and body.strip() and node.body[1].lineno > first:
+            yield f"{module}:{node.name}:{node.lineno}", signature, docstring, body
+
+
+def to_codexglue(code: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return code with layout tokens and every literal marked with its text, and the list of its literals."""
+    literals: list[tuple[str, str]] = []
+    parts: list[str] = []
+    line, column, depth = 1, 0, 0
+    pending = ""
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type in (tokenize.INDENT, tokenize.DEDENT):
+            pending += "<INDENT>" if token.type == tokenize.INDENT else "<DEDENT>"
+            line, column = token.end[0], token.end[1]
+            continue
+        if token.type in (tokenize.COMMENT, tokenize.ENCODING, tokenize.ENDMARKER):
+            column = token.end[1] if token.start[0] == line else column
+            continue
+        if token.type in (tokenize.NEWLINE, tokenize.NL):
+            if parts and parts[-1] != "<EOL>" and (token.type == tokenize.NEWLINE or depth > 0):
+                parts.append("<EOL>")
+            line, column = token.end[0] + 1, 0
+            continue
+        depth += (token.string in "([{") - (token.string in ")]}") if token.type == tokenize.OP else 0
+        if token.start[0] > line and not (parts and parts[-1] == "<EOL>"):
+            parts.append(" ")  # a line that a backslash continued
+        elif parts and parts[-1] != "<EOL>" and token.start[0] == line:
+            parts.append(" " * (token.start[1] - column))
+        parts.append(pending)
+        pending = ""
+        parts.append(mark_literal(token, literals))
+        line, column = token.end
+    text = "".join(part.rstrip(" ") if following == "<EOL>" else part
+                   for part, following in zip(parts, [*parts[1:], ""], strict=True))
+    return text.removesuffix("<EOL>"), literals
+
+
+def mark_literal(token: tokenize.TokenInfo, literals: list[tuple[str, str]]) -> str:
+    """Return the token with its literal as <STR_LIT:text> or <NUM_LIT:text>; quotes stay."""
+    if token.type == tokenize.NUMBER:
+        literals.append(("NUM", token.string))
+        return f"<NUM_LIT:{token.string}>"
+    if token.type == tokenize.STRING and (match := STRING_LITERAL.fullmatch(token.string)):
+        text = match["text"].replace(" ", "U+0020").replace(",", "U+002C")
+        literals.append(("STR", text))
+        return f"{match['start']}<STR_LIT:{text}>{match['end']}"
+    return token.string
+
+
+def empty_uncommon(code: str, common: set[tuple[str, str]]) -> str:
+    """Return the code with the literals outside `common` emptied: <STR_LIT>, <NUM_LIT>."""
+    return re.sub(r"<(STR|NUM)_LIT:(.*?)>(?=['\"]|[^'\"]|$)", lambda m: m[0] if (m[1], m[2]) in common else f"<{m[1]}_LIT>", code,
+                  flags=re.DOTALL)
+
+
+def main(output: Path) -> None:
+    rows, counts = [], Counter()
+    for module, file in source_files():
+        for identifier, signature, docstring, body in documented_functions(module, file.read_text(encoding="utf-8")):
+            try:
+                marked_signature, _ = to_codexglue(signature + " pass\n")
+                marked_body, literals = to_codexglue(body)
+            except (tokenize.TokenError, IndentationError):
+                continue  # a body that begins on the docstring's line
+            # a literal with ">" or over lines would end the mark in the wrong place
+            if any(kind == "STR" and (">" in text or "\n" in text) for kind, text in literals) or len(marked_body) > MAX_BODY_CHARACTERS:
+                continue
+            counts.update(literals)
+            rows.append({"signature": marked_signature.removesuffix(" pass"), "docstring": docstring, "body": marked_body, "id": identifier})
+    common = {literal for kind, number in (("STR", KEPT_STRINGS), ("NUM", KEPT_NUMBERS)) for literal, _ in
+              sorted(((lit, n) for lit, n in counts.items() if lit[0] == kind and lit[1]), key=lambda item: (-item[1], item[0]))[:number]}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.part")
+    with open(temporary, "w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps({**row, "signature": empty_uncommon(row["signature"], common),
+                                  "body": empty_uncommon(row["body"], common)}) + "\n")
+    os.replace(temporary, output)
+    print(f"wrote {output}: {len(rows)} methods of Python {sys.version.split()[0]}'s standard library")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,440 @@
+"""Stage 4 of 5: merge a LoRA adapter into its base model, tensor by tensor, and publish the result.
+
+Reads   --hf_repository     the adapter: a folder that train.py wrote, or a hub repository
+        its base model      a folder or a hub model, safetensors only
+Writes  models/merged/      the merged model with its tokenizer, in the base model's shards, and manifest.json
+
+No GPU is needed.  Weights are read from the base model's files in blocks of rows; the product of the matching LoRA
+matrices is added in float32, rounded once, and written straight to the output.  What is merged is
+W + scale * B @ A with scale = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA (Hu et al. 2021; Kalajdzievski 2023).
+For a hub repository the merged model goes to the same repository in one commit that also removes the adapter's files
+there, because a later load would apply the adapter a second time; the adapter lives on in the branch `adapter`.
+
+Memory: a few blocks of 64 MB and the adapter, whatever the model's size; with --base nf4 the largest quantized
+matrix in float32.  Time: that of reading and writing the weights once.
+
+Run:    python merge_lora.py --hf_repository models/adapter
+"""
+import argparse
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline_io import (
+    PipelineError,
+    atomic_folder,
+    check_hub_write,
+    check_local_model,
+    check_replaceable,
+    duration,
+    hash_files,
+    hub_errors,
+    load_tokenizer,
+    looks_like_path,
+    output_lock,
+    push_folder,
+    read_manifest,
+    run_stage,
+    sha256_file,
+    write_manifest,
+)
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_BRANCH = "adapter"
+PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
+LORA_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+BLOCK_ELEMENTS = 16 << 20  # of a tensor in float32: 64 MB
+# What PEFT can do besides plain LoRA and this merge does not: refused by name rather than left out silently.
+UNSUPPORTED_SETTINGS = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "lora_bias", "megatron_config",
+                        "eva_config", "corda_config", "alora_invocation_tokens", "target_parameters")
+# In a repository of an adapter: what a merged model must not lie beside.
+STALE_IN_REPOSITORY = re.compile(r"adapter_.*|(.*/)?training_args\.bin|(last-checkpoint|checkpoint-\d+)/.*|training_curve\..*|"
+                                 r"optimizer\.pt|scheduler\.pt|rng_state.*\.pth")
+COPIED_FROM_BASE = ("generation_config.json",)
+
+
+@dataclass
+class LoraPair:
+    """The adapter of one module: A of shape (r, inputs), B of shape (outputs, r), both float32, and the scale."""
+    a: Any
+    b: Any
+    scale: float
+    transposed: bool = False  # the module stores its weight as (inputs, outputs), as GPT-2's Conv1D does
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The adapter
+# ---------------------------------------------------------------------------------------------------------------
+
+def fetch_adapter(repository: str, revision: str | None) -> Path:
+    """Return the local folder of the adapter; nothing but safetensors and JSON is downloaded."""
+    folder = Path(repository)
+    if not folder.is_dir():
+        if looks_like_path(repository):
+            raise PipelineError(f"--hf_repository {repository}: no such folder; name the adapter's folder or a hub repository")
+        from huggingface_hub import snapshot_download
+
+        with hub_errors("adapter", repository):
+            folder = Path(snapshot_download(repository, revision=revision,
+                                            allow_patterns=["*.json", "*.jinja", "*.txt", ADAPTER_WEIGHTS], ignore_patterns=["*/*"]))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if (folder / "config.json").is_file():
+            raise PipelineError(f"--hf_repository {repository}: is merged already (it holds a model and no adapter); nothing to do")
+        raise PipelineError(f"--hf_repository {repository}: holds no {ADAPTER_CONFIG}; name a folder that train.py wrote")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise PipelineError(f"--hf_repository {repository}: holds no {ADAPTER_WEIGHTS}; pickled weights are not loaded")
+    if any(folder.glob("model*.safetensors")):
+        raise PipelineError(f"--hf_repository {repository}: holds an adapter and merged weights side by side, and a load would "
+                            "apply the adapter twice; move one of them away")
+    return folder
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the adapter's configuration; PipelineError where it asks for more than plain LoRA."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+    except ValueError:
+        raise PipelineError(f"{folder / ADAPTER_CONFIG}: not valid JSON; train or download the adapter again") from None
+    if config.get("peft_type") != "LORA":
+        raise PipelineError(f"{folder / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA can be merged")
+    for setting in UNSUPPORTED_SETTINGS:
+        if config.get(setting):
+            raise PipelineError(f"{folder / ADAPTER_CONFIG}: {setting} is set, which cannot be merged here; nothing was written")
+    if config.get("bias", "none") != "none":
+        raise PipelineError(f"{folder / ADAPTER_CONFIG}: bias is {config['bias']!r}: trained biases cannot be merged here")
+    return config
+
+
+def lora_scale(config: dict[str, Any], module: str) -> float:
+    """Return the scale of the adapter of `module`, with rank_pattern and alpha_pattern as PEFT reads them."""
+    def setting(pattern_name: str, default: str) -> float:
+        patterns = config.get(pattern_name) or {}
+        match = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
+        return patterns[match] if match else config[default]
+
+    rank, alpha = setting("rank_pattern", "r"), setting("alpha_pattern", "lora_alpha")
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, LoraPair]:
+    """Return {name of the base model's module: its adapter}; PipelineError names a tensor that is neither A nor B."""
+    from safetensors.torch import load_file
+
+    sides: dict[str, dict[str, Any]] = {}
+    for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items():
+        match = LORA_TENSOR.fullmatch(name.removeprefix(PREFIX))
+        if not match or not name.startswith(PREFIX) or tensor.ndim != 2:
+            raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: tensor {name} cannot be merged here; nothing was written")
+        sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
+    pairs = {}
+    for module, found in sides.items():
+        if set(found) != {"A", "B"}:
+            raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: {module} has no lora_{'B' if 'A' in found else 'A'}; the file is not complete")
+        if found["A"].shape[0] != found["B"].shape[1]:
+            raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: the ranks of {module}'s matrices differ; the file is damaged")
+        pairs[module] = LoraPair(found["A"], found["B"], lora_scale(config, module))
+    return pairs
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The base model's files
+# ---------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class StoredTensor:
+    """Where a tensor lies in a safetensors file."""
+    file: Path
+    name: str
+    dtype: Any  # torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+    size: int  # in bytes
+
+
+def stored_dtype(name: str) -> Any:
+    """Return the torch dtype of a safetensors dtype name, or None if there is no such floating-point or integer type."""
+    import torch
+
+    return {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+            "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}.get(name)
+
+
+def safetensors_dtype(dtype: Any) -> str:
+    """Return the safetensors name of a torch dtype."""
+    return next(name for name in ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL") if stored_dtype(name) == dtype)
+
+
+def list_tensors(file: Path) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file in the order of their bytes.
+
+    The library checks the header; the bytes are then read by offset, because the pages of its memory map would count
+    as this process's memory.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise PipelineError(f"{file}: not a whole safetensors file ({error}); download it again") from None
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    tensors = []
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if stored_dtype(entry["dtype"]) is None:
+            raise PipelineError(f"{file}: tensor {name} is of type {entry['dtype']}, which cannot be merged here")
+        tensors.append(StoredTensor(file, name, stored_dtype(entry["dtype"]), tuple(entry["shape"]), 8 + length + begin, end - begin))
+    return sorted(tensors, key=lambda t: t.offset)
+
+
+def fetch_base(name: str, revision: str | None) -> Path:
+    """Return the local folder of the base model; only safetensors and JSON are downloaded."""
+    check_local_model(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with hub_errors("base model", name):
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
+                                            ignore_patterns=["*/*"]))
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise PipelineError(f"base model {name}: holds an adapter itself; merge that one first")
+    if not base_shards(folder):
+        raise PipelineError(f"base model {name}: holds no model*.safetensors; pickled weights are not loaded")
+    return folder
+
+
+def base_shards(folder: Path) -> list[Path]:
+    """Return the model's weight files: those that its index names, or the single one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
+
+
+def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], folder: Path) -> dict[str, LoraPair]:
+    """Return {name of the stored tensor: adapter}, each adapter once, with `transposed` set and all shapes checked.
+
+    The model is built without memory (on torch's meta device) to see which modules exist and which are GPT-2's
+    Conv1D.  A file may leave out the first part of the modules' names (`transformer.`), as old ones do.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with hub_errors("base model", str(folder)), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
+    modules = dict(model.named_modules())
+    stored = {tensor.name: tensor for tensor in tensors}
+    targets: dict[str, LoraPair] = {}
+    for module, pair in pairs.items():
+        if module not in modules:
+            raise PipelineError(f"the adapter's module {module} does not exist in {folder}; is this the right base model?")
+        weight = next((w for w in (f"{module}.weight", f"{module.partition('.')[2]}.weight") if w in stored), None)
+        if weight is None or weight in targets:
+            raise PipelineError(f"the weight of the adapter's module {module} is not in the files of {folder}; nothing was written")
+        pair.transposed = isinstance(modules[module], Conv1D)
+        shape = (pair.b.shape[0], pair.a.shape[1])
+        if stored[weight].shape != (shape[::-1] if pair.transposed else shape):
+            raise PipelineError(f"the adapter of {module} is for a weight of shape {shape}, but {folder} has {stored[weight].shape}; "
+                                "is this the right base model?")
+        targets[weight] = pair
+    return targets
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Merging
+# ---------------------------------------------------------------------------------------------------------------
+
+def read_rows(tensor: StoredTensor, stream: IO) -> Iterator[tuple[int, Any]]:
+    """Yield (first row, rows) of a stored tensor in blocks of at most BLOCK_ELEMENTS elements; a scalar is one row."""
+    import torch
+
+    rows = tensor.shape[0] if tensor.shape else 1
+    row_shape = tensor.shape[1:]
+    row_bytes = tensor.size // max(1, rows)
+    count = max(1, BLOCK_ELEMENTS * tensor.dtype.itemsize // max(1, row_bytes))
+    stream.seek(tensor.offset)
+    for first in range(0, rows, count):
+        number = min(count, rows - first)
+        block = bytearray(number * row_bytes)
+        if stream.readinto(block) != len(block):
+            raise PipelineError(f"{tensor.file}: ends within tensor {tensor.name}; download it again")
+        yield first, torch.frombuffer(block, dtype=tensor.dtype).reshape(number, *row_shape) if block else torch.empty(0, dtype=tensor.dtype)
+
+
+def merged_rows(tensor: StoredTensor, pair: LoraPair | None, dtype: Any, nf4: bool, stream: IO) -> Iterator[Any]:
+    """Yield the output tensor's rows, block by block, in `dtype` (integers keep their own)."""
+    if pair is not None and nf4:
+        yield merge_rows(dequantized_nf4(tensor, stream, pair.transposed), pair, 0).to(dtype)
+        return
+    for first, block in read_rows(tensor, stream):
+        if pair is not None:
+            block = merge_rows(block.float(), pair, first)
+        yield block.to(dtype) if block.is_floating_point() else block
+
+
+def merge_rows(rows: Any, pair: LoraPair, first: int) -> Any:
+    """Return float32 `rows` of a weight, of which `first` is the number of the first, plus their part of scale * B @ A."""
+    last = first + len(rows)
+    left, right = (pair.a.T[first:last], pair.b.T) if pair.transposed else (pair.b[first:last], pair.a)
+    return rows.addmm_(left, right, alpha=pair.scale)
+
+
+def dequantized_nf4(tensor: StoredTensor, stream: IO, transposed: bool) -> Any:
+    """Return a stored weight in float32 as training with NF4 saw it, by bitsandbytes' own quantization."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.cat([block for _, block in read_rows(tensor, stream)])
+    packed, state = quantize_4bit(weight.T.contiguous() if transposed else weight, blocksize=64, quant_type="nf4", compress_statistics=True)
+    restored = dequantize_4bit(packed, state).float()
+    return restored.T.contiguous() if transposed else restored
+
+
+def write_shard(file: Path, tensors: list[StoredTensor], targets: dict[str, LoraPair], dtype: Any, nf4: bool,
+                advance: Callable[[int], Any]) -> dict[str, int]:
+    """Write one safetensors file, streaming; return {tensor: size in bytes}.
+
+    The format: 8 bytes with the header's length, the header as JSON, the tensors' bytes in the order of the header.
+    """
+    import torch
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    sizes: dict[str, int] = {}
+    position = 0
+    for tensor in tensors:
+        kind = (dtype or tensor.dtype) if tensor.dtype.is_floating_point else tensor.dtype
+        sizes[tensor.name] = tensor.size // tensor.dtype.itemsize * kind.itemsize
+        header[tensor.name] = {"dtype": safetensors_dtype(kind), "shape": list(tensor.shape),
+                               "data_offsets": [position, position + sizes[tensor.name]]}
+        position += sizes[tensor.name]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8, as the library's own files do
+    with open(file, "wb") as out, open(tensors[0].file, "rb", buffering=0) as stream:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            for rows in merged_rows(tensor, targets.get(tensor.name), dtype or tensor.dtype, nf4, stream):
+                out.write(rows.contiguous().flatten().view(torch.uint8).numpy().data if rows.numel() else b"")
+            advance(tensor.size)
+    return sizes
+
+
+def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, LoraPair], shards: list[list[StoredTensor]],
+                dtype_name: str, nf4: bool) -> None:
+    """Fill `folder` with the merged weights, the index, the configuration and the adapter's tokenizer."""
+    import torch
+    from tqdm import tqdm
+
+    dtype = None if dtype_name == "base" else getattr(torch, dtype_name)
+    weight_map: dict[str, str] = {}
+    total_size = 0
+    with tqdm(total=sum(t.size for shard in shards for t in shard), unit="B", unit_scale=True, desc="merging", disable=None) as bar:
+        for tensors in shards:
+            name = tensors[0].file.name
+            sizes = write_shard(folder / name, tensors, targets, dtype, nf4, bar.update)
+            weight_map.update(dict.fromkeys(sizes, name))
+            total_size += sum(sizes.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    config = json.loads((base / "config.json").read_bytes())
+    for key in ("auto_map", "quantization_config", "_name_or_path", "torch_dtype"):  # remote code, and what is no longer true
+        config.pop(key, None)
+    stored = {t.dtype for shard in shards for t in shard if t.dtype.is_floating_point}
+    config["dtype"] = str(dtype or max(stored, key=lambda kind: kind.itemsize)).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in COPIED_FROM_BASE:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base)).save_pretrained(str(folder))
+
+
+def is_merged_repository(name: str) -> bool:
+    """Return whether a hub repository holds a merged model and no adapter."""
+    from huggingface_hub import HfApi
+
+    with hub_errors("model", name):
+        names = {s.rfilename for s in HfApi().model_info(name).siblings or []}
+    return ADAPTER_CONFIG not in names and "config.json" in names
+
+
+def choose_base(args: argparse.Namespace, config: dict[str, Any], adapter: Path) -> tuple[str, str | None]:
+    """Return name and revision of the base model: --base_model, or what the adapter names."""
+    named = config.get("base_model_name_or_path")
+    if args.base_model:
+        return args.base_model, None
+    if not named:
+        raise PipelineError(f"{adapter / ADAPTER_CONFIG}: names no base model; say which by --base_model")
+    if not Path(args.hf_repository).is_dir() and looks_like_path(named):
+        raise PipelineError(f"--hf_repository {args.hf_repository}: its adapter names a local path as its base model; "
+                            "say which base by --base_model")
+    return named, config.get("revision")
+
+
+def merge(args: argparse.Namespace) -> None:
+    """Merge the adapter of --hf_repository into its base model, write it to --output_dir, publish it for a hub name."""
+    started = time.time()
+    on_hub = not Path(args.hf_repository).is_dir() and not looks_like_path(args.hf_repository)
+    if Path(args.hf_repository).resolve() == args.output_dir.resolve() or (args.output_dir / ADAPTER_CONFIG).is_file():
+        raise PipelineError(f"--output_dir {args.output_dir}: holds an adapter; merged weights beside it would get the adapter "
+                            "applied a second time when they are loaded; choose another folder")
+    check_replaceable(args.output_dir)
+    if on_hub:
+        check_hub_write(args.hf_repository)
+        if is_merged_repository(args.hf_repository):
+            print(f"{args.hf_repository} is merged already; nothing to do (the adapter is in its branch {ADAPTER_BRANCH})")
+            return
+    adapter = fetch_adapter(args.hf_repository, None)
+    config = read_adapter_config(adapter)
+    base_name, base_revision = choose_base(args, config, adapter)
+    base = fetch_base(base_name, base_revision)
+    pairs = read_adapter(adapter, config)
+    shards = [list_tensors(file) for file in base_shards(base)]
+    targets = locate_targets(pairs, [tensor for shard in shards for tensor in shard], base)
+    needed = sum(t.size for shard in shards for t in shard) * (2 if args.dtype == "float32" else 1)
+    args.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(args.output_dir.parent).free < needed:
+        raise PipelineError(f"--output_dir {args.output_dir}: {needed / 1e9:.1f} GB are needed and not free; free some space")
+    print(f"base model {base_name} ({'its NF4 values' if args.base == 'nf4' else 'its checkpoint'}), {len(targets)} matrices to merge")
+    with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
+        write_model(base, adapter, folder, targets, shards, args.dtype, args.base == "nf4")
+        write_manifest(folder / "manifest.json", args, hash_files(folder), started, base_model=base_name,
+                       inputs={ADAPTER_WEIGHTS: sha256_file(adapter / ADAPTER_WEIGHTS)}, merged_into=args.base,
+                       adapter_manifest=read_manifest(adapter), counts={"merged_matrices": len(targets)})
+    print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
+    if on_hub:
+        commit = push_folder(args.output_dir, args.hf_repository, "Merge the adapter into the base model",
+                             delete=lambda name: bool(STALE_IN_REPOSITORY.fullmatch(name)), keep_branch=ADAPTER_BRANCH)
+        print(f"published {args.hf_repository} (commit {commit}); the adapter is in its branch {ADAPTER_BRANCH}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script's command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hf_repository", required=True, help="the adapter: a folder that train.py wrote, or a hub repository, "
+                                                               "to which the merged model is published")
+    parser.add_argument("--base_model", help="base model to merge into (default: the one that the adapter names)")
+    parser.add_argument("--base", choices=("checkpoint", "nf4"), default="checkpoint",
+                        help="merge into the checkpoint's weights, or into what NF4 makes of them (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("base", "bfloat16", "float16", "float32"), default="base",
+                        help="type of the merged weights; base: that of the base model's files (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("models/merged"), help="the merged model (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_stage(merge, build_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()
