@@ -52,6 +52,7 @@ from pipeline_io import (
     non_negative_int,
     output_lock,
     positive_int,
+    quiet_libraries,
     read_jsonl,
     read_manifest,
     run_stage,
@@ -645,8 +646,7 @@ def benchmark(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     precision = choose_precision(args.precision)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"device: {device}, {precision}; " + "; ".join(f"{task.name}: {len(task.examples)} examples, at most {task.max_new_tokens} "
@@ -695,7 +695,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--codexglue_file", type=Path, default=Path("data/test_codexglue.jsonl"),
         help="the Python set; fetched from the hub if it is missing (default: %(default)s)")
     add("--sample", type=non_negative_int, default=500, help="examples drawn from each set; 0: all (default: %(default)s)")
-    add("--batch_size", type=positive_int, default=16, help="prompts decoded together (default: %(default)s)")
+    add("--batch_size", type=positive_int, default=32, help="prompts decoded together (default: %(default)s)")
     add("--max_new_tokens", type=non_negative_int, default=0,
         help="budget of a Kotlin prediction; 0: the data set's chunk length (default: %(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -96,7 +98,10 @@ def _exit(name: str, message: str, code: int) -> None:
 def redact(text: str) -> str:
     """Return `text` without the user names and passwords of URLs and without Hugging Face tokens."""
     text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-    return re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_***", text)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            text = text.replace(os.environ[name], "***")
+    return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "hf_***", text)
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,6 +119,16 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' notes to developers off the user's screen; errors, warnings of ours and downloads are shown."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|bitsandbytes|torch)\b")
 
 
 def fraction(text: str) -> float:

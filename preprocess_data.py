@@ -1,7 +1,8 @@
 """Stage 2 of 5: clean the source files and cut them into (prompt, completion) examples.
 
 Reads   data/kotlin_code_raw.jsonl         {"file_text": str}
-Writes  data/kotlin_prepared_dataset/      train, validation, test: {"prompt": str, "completion": str, "source_line": int}
+Writes  data/kotlin_prepared_dataset/      train, validation, test: {"prompt": str, "completion": str, "source_line": int},
+                                           report.md and report.png, manifest.json
 
 A file loses its copyright comment, is dropped where it is too short, generated, or a near-duplicate of another,
 and is cut into chunks of about --chunk_tokens tokens, at punctuation and white space.  An example is a prompt
@@ -20,9 +21,11 @@ import argparse
 import contextlib
 import hashlib
 import itertools
+import json
 import multiprocessing
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
@@ -30,6 +33,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -38,6 +42,7 @@ import numpy as np
 from pipeline_io import (
     PipelineError,
     atomic_folder,
+    check_hub_write,
     check_local_model,
     check_manifest,
     check_replaceable,
@@ -51,6 +56,7 @@ from pipeline_io import (
     output_lock,
     parse_json_line,
     positive_int,
+    push_folder,
     run_stage,
     sha256_file,
     write_manifest,
@@ -65,6 +71,7 @@ GENERATED_MARKER = re.compile(r"@generated\b|\bDO NOT (?:EDIT|MODIFY)\b", re.IGN
 GENERATED_HEAD_LINES = 30  # the marker counts near the top only: further down, the words may be about something else
 # MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
 PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
+LEAK_NGRAM = 13  # the run of tokens that counts as contamination, as in Brown et al. 2020
 MINHASH_SEED, MINHASH_BLOCK = 1, 2048
 
 
@@ -74,8 +81,9 @@ class CleanFile(NamedTuple):
     reason: str | None  # why it is dropped; None: it is kept, and the fields below are set
     digest: bytes = b""  # SHA-256 of the cleaned text
     text: str = ""
-    train_windows: np.ndarray | None = None  # (examples, 3) offsets in `text`: prompt start, cut, completion end
+    train_windows: np.ndarray | None = None  # (examples, 6): prompt start, cut, completion end; in characters, then in tokens
     eval_windows: np.ndarray | None = None
+    token_ids: np.ndarray | None = None  # (tokens,) uint16 or uint32
     signature: np.ndarray | None = None  # (PERMUTATIONS,) uint32
 
 
@@ -238,14 +246,19 @@ def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
     _worker.update(options, tokenizer=tokenizer, minhash=MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=int))
 
 
+def ngram_hashes(token_ids: np.ndarray, width: int) -> np.ndarray:
+    """Return the (tokens - width + 1,) 64-bit hashes of the runs of `width` tokens; one hash of all if there are fewer."""
+    ids = token_ids.astype(np.uint64)
+    width = min(width, len(ids))
+    hashes = np.zeros(len(ids) - width + 1, dtype=np.uint64)
+    for i in range(width):  # a polynomial in the ids, whose products wrap around
+        hashes = (hashes + ids[i:len(ids) - width + 1 + i] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return hashes
+
+
 def minhash_signature(token_ids: np.ndarray) -> np.ndarray:
     """Return the (PERMUTATIONS,) uint32 MinHash of a file's set of token 5-grams (Broder 1997)."""
-    ids = token_ids.astype(np.uint64)
-    width = min(NGRAM, len(ids))
-    hashes = np.zeros(len(ids) - width + 1, dtype=np.uint64)
-    for i in range(width):  # a polynomial in the ids, mixed by datasketch's own finalizer before it is permuted
-        hashes = (hashes + ids[i:len(ids) - width + 1 + i] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    shingles = np.unique((hashes >> np.uint64(32)).astype(np.uint32))
+    shingles = np.unique((ngram_hashes(token_ids, NGRAM) >> np.uint64(32)).astype(np.uint32))
     sketch = _worker["minhash"].copy()
     for start in range(0, len(shingles), MINHASH_BLOCK):  # in blocks that stay in the cache
         sketch.update_batch(shingles[start:start + MINHASH_BLOCK].tolist())
@@ -278,14 +291,15 @@ def cut_file(number: int, text: str, encoding: Any) -> CleanFile:
     position, possible, good = find_cuts(text, offsets)
 
     def windows(stride: int) -> np.ndarray:
-        found = cut_windows(possible, good, _worker["chunk_tokens"], stride)
-        return position[np.array(found, dtype=np.int64).reshape(-1, 3)]
+        found = np.array(cut_windows(possible, good, _worker["chunk_tokens"], stride), dtype=np.int64).reshape(-1, 3)
+        return np.concatenate([position[found], found], axis=1)
 
     eval_windows = windows(0)
     if not len(eval_windows):
         return CleanFile(number, "too short for an example")
+    token_ids = np.array(encoding.ids, dtype=np.uint16 if _worker["tokenizer"].get_vocab_size() <= 1 << 16 else np.uint32)
     return CleanFile(number, None, hashlib.sha256(text.encode()).digest(), text, windows(_worker["stride_tokens"]),
-                     eval_windows, minhash_signature(np.array(encoding.ids)))
+                     eval_windows, token_ids, minhash_signature(token_ids))
 
 
 def map_in_order(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[tuple], window: int) -> Iterator[Any]:
@@ -378,6 +392,185 @@ def assign_splits(digests: list[bytes], signatures: np.ndarray, args: argparse.N
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# What the user can look at
+# ---------------------------------------------------------------------------------------------------------------
+
+class Statistics:
+    """Lengths of prompts and completions in tokens, and the kinds of places where examples were cut."""
+
+    def __init__(self, chunk_tokens: int):
+        self.longest = 2 * chunk_tokens
+        self.lengths = {"prompt": np.zeros(self.longest + 1, dtype=np.int64), "completion": np.zeros(self.longest + 1, dtype=np.int64)}
+        self.boundaries: Counter = Counter()
+
+    def add(self, text: str, windows: np.ndarray) -> None:
+        """Count the examples of one file."""
+        for name, lengths in (("prompt", windows[:, 4] - windows[:, 3]), ("completion", windows[:, 5] - windows[:, 4])):
+            self.lengths[name] += np.bincount(np.minimum(lengths, self.longest), minlength=self.longest + 1)
+        self.boundaries.update(boundary_kind(text, cut) for cut in windows[:, 1].tolist())
+
+    def quantiles(self, name: str) -> dict[str, int]:
+        """Return minimum, quartiles and maximum of the lengths, in tokens."""
+        cumulated = np.cumsum(self.lengths[name])
+        return {label: int(np.searchsorted(cumulated, max(1, share * cumulated[-1])))
+                for label, share in (("min", 0), ("25 %", 0.25), ("median", 0.5), ("75 %", 0.75), ("max", 1))}
+
+
+def boundary_kind(text: str, cut: int) -> str:
+    """Return what kind of place a cut is."""
+    before, after = text[cut - 1], text[cut:cut + 1]
+    if before == "\n":
+        return "at the start of a line"
+    if after == "\n":
+        return "at the end of a line"
+    if after.isspace():
+        return "before white space within a line"
+    return "within a word" if before.isalnum() or before in "_$" else f"behind {before}"
+
+
+@dataclass
+class LeakSide:
+    """The test completions of one way to split, and what of them was found in its train split."""
+    name: str
+    splits: list[str | None]
+    completions: list[str] = field(default_factory=list)
+    grams: list[np.ndarray] = field(default_factory=list)  # hashes of the LEAK_NGRAM-grams of each completion
+    found: list[set[int]] = field(default_factory=list)  # which of them stand in train
+    verbatim: list[bool] = field(default_factory=list)
+
+
+def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, list[str | None]], keep_large_values: bool) -> dict[str, Any]:
+    """Return for each way to split the shares of test completions that can be found in its train split.
+
+    `read` yields the same files each time it is called, `ways` gives each file's split.  A completion is verbatim in
+    train if a train file holds its text, white space at the ends aside.  Runs of LEAK_NGRAM tokens are compared by 64-bit
+    hashes.  Time: two passes over the files; memory: the test splits.
+    """
+    sides = [LeakSide(name, splits) for name, splits in ways.items()]
+    for number, file in enumerate(read()):
+        for side in sides:
+            if side.splits[number] == "test":
+                hashes = ngram_hashes(file.token_ids, LEAK_NGRAM)
+                for _, cut, end, _, first, last in windows_of(file, "test", keep_large_values).tolist():
+                    side.completions.append(file.text[cut:end].strip())
+                    side.grams.append(hashes[first:max(first, last - LEAK_NGRAM + 1)])
+                    side.found.append(set())
+                    side.verbatim.append(False)
+    where: list[dict[int, list[int]]] = []  # for each side: hash -> completions that hold it
+    for side in sides:
+        holders: dict[int, list[int]] = {}
+        for i, grams in enumerate(side.grams):
+            for gram in set(grams.tolist()):
+                holders.setdefault(gram, []).append(i)
+        where.append(holders)
+    wanted = np.unique(np.array([gram for holders in where for gram in holders], dtype=np.uint64))
+    for number, file in enumerate(read()):
+        if not any(side.splits[number] == "train" for side in sides):
+            continue
+        hashes = ngram_hashes(file.token_ids, LEAK_NGRAM)
+        places = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
+        hits = set(hashes[wanted[places] == hashes].tolist()) if len(wanted) else set()
+        for side, holders in zip(sides, where, strict=True):
+            if side.splits[number] == "train":
+                _find_in_file(side, holders, hits, file.text)
+    return {side.name: _leakage_shares(side) for side in sides}
+
+
+def _find_in_file(side: LeakSide, holders: dict[int, list[int]], hits: set[int], text: str) -> None:
+    touched = {i for gram in hits for i in holders.get(gram, ())}
+    for gram in hits:
+        for i in holders.get(gram, ()):
+            side.found[i].add(gram)
+    # a completion that is too short for a run of LEAK_NGRAM tokens can only be searched for
+    touched |= {i for i, grams in enumerate(side.grams) if not len(grams)}
+    for i in touched:
+        side.verbatim[i] = side.verbatim[i] or side.completions[i] in text
+
+
+def _leakage_shares(side: LeakSide) -> dict[str, dict[str, float]]:
+    shares = {}
+    for name, chosen in (("all", list(range(len(side.completions)))),
+                         ("without trivial ones", [i for i, text in enumerate(side.completions) if not is_trivial(text)])):
+        number = max(1, len(chosen))
+        with_grams = [i for i in chosen if len(side.grams[i])]
+        shares[name] = {
+            "completions": len(chosen),
+            "verbatim_in_train": round(sum(side.verbatim[i] for i in chosen) / number, 4),
+            "any_13_gram_in_train": round(sum(bool(side.found[i]) for i in chosen) / number, 4),
+            "mean_share_of_13_grams_in_train": round(float(np.mean([np.isin(side.grams[i], list(side.found[i])).mean()
+                                                                    for i in with_grams])) if with_grams else 0.0, 4)}
+    return shares
+
+
+_TRIVIAL_LINE = re.compile(r"\s*(?:(?:import|package)\b.*|[\w.*]*|[\W_]*)\s*")
+
+
+def is_trivial(completion: str) -> bool:
+    """Return whether a completion holds nothing but imports, package lines, lone words and closing brackets."""
+    return all(_TRIVIAL_LINE.fullmatch(line) for line in completion.splitlines())
+
+
+def draw_report(counts: Counter, statistics: Statistics, path: Path) -> None:
+    """Draw what became of the files, the lengths of the examples and where they were cut, as a PNG."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    fates = {name: number for name, number in counts.most_common() if name.startswith(("files in ", "dropped, ")) and number}
+    bars = axes[0].barh(list(fates)[::-1], list(fates.values())[::-1], color="#7f52ff")
+    axes[0].bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes[0].set_xlim(1, 10 * max(fates.values()))
+    axes[0].set(title="Files", xscale="log", xlabel="files (log scale)")
+    for name, color in (("prompt", "#9aa5b1"), ("completion", "#7f52ff")):
+        lengths = statistics.lengths[name]
+        axes[1].plot(np.arange(len(lengths)), lengths / max(1, lengths.sum()), label=name, color=color)
+    axes[1].set(title="Lengths", xlabel="tokens", ylabel="share of the examples (log scale)", yscale="log")
+    axes[1].legend()
+    kinds = dict(statistics.boundaries.most_common(12))
+    axes[2].barh(list(kinds)[::-1], np.array(list(kinds.values()))[::-1] / statistics.boundaries.total(), color="#7f52ff")
+    axes[2].set(title="Where prompts end", xlabel="share of the examples")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any], data: Any, seed: int) -> str:
+    """Return report.md: counts, lengths, cuts, leakage, and five random examples as the model will see them."""
+    lines = ["# What became of the files", "", "| | |", "|---|---:|"]
+    lines += [f"| {name} | {number:,} |" for name, number in sorted(counts.items())]
+    lines += ["", "![files, lengths and cuts](report.png)", "", "# Lengths in tokens", "",
+              "| | min | 25 % | median | 75 % | max |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [f"| {name} | " + " | ".join(str(n) for n in statistics.quantiles(name).values()) + " |" for name in statistics.lengths]
+    lines += ["", "# Where prompts end", "", "| place | share |", "|---|---:|"]
+    for kind, number in statistics.boundaries.most_common():
+        place = "behind `" + kind.removeprefix("behind ").replace("|", "\\|") + "`" if kind.startswith("behind ") else kind
+        lines.append(f"| {place.replace('```', '`` ` ``')} | {number / statistics.boundaries.total():.2%} |")
+    lines += ["", "# Leakage from train into test", "", *leakage_table(leakage), "", "# Five random examples of train", ""]
+    for i in random.Random(seed).sample(range(len(data["train"])), min(5, len(data["train"]))):
+        row = data["train"][i]
+        lines += [f"Example {i}, cut from line {row['source_line']} of the raw file. Prompt:", "", *fenced(row["prompt"]),
+                  "Completion:", "", *fenced(row["completion"])]
+    return "\n".join(lines) + "\n"
+
+
+def fenced(text: str) -> list[str]:
+    """Return text as a Markdown code block, with a fence that it cannot close."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return [fence, text.removesuffix("\n"), fence, ""]
+
+
+def leakage_table(leakage: dict[str, Any]) -> list[str]:
+    """Return the lines of the Markdown table of `measure_leakage`."""
+    lines = ["| split | test completions | number | verbatim in train | some 13-gram in train | mean share of 13-grams in train |",
+             "|---|---|---:|---:|---:|---:|"]
+    for way, kinds in leakage.items():
+        for kind, share in kinds.items():
+            lines.append(f"| {way} | {kind} | {share['completions']:,} | {share['verbatim_in_train']:.1%} | "
+                         f"{share['any_13_gram_in_train']:.1%} | {share['mean_share_of_13_grams_in_train']:.1%} |")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # The stage
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -460,19 +653,16 @@ def read_spool(spool: IO, number: int) -> Iterator[CleanFile]:
         yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
 
 
-def examples_of(file: CleanFile, split: str, keep_large_values: bool) -> tuple[list[str], list[str], int]:
-    """Return the prompts and completions of a file, and how many were skipped for a very large value."""
-    windows = (file.train_windows if split == "train" else file.eval_windows).tolist()
-    if not keep_large_values and LARGE_VALUE.search(file.text):
-        kept = [w for w in windows if not LARGE_VALUE.search(file.text, w[0], w[2])]
-    else:
-        kept = windows
-    return ([file.text[start:cut] for start, cut, _ in kept], [file.text[cut:end] for _, cut, end in kept],
-            len(windows) - len(kept))
+def windows_of(file: CleanFile, split: str, keep_large_values: bool) -> np.ndarray:
+    """Return the file's windows in a split, less those that hold a very large value."""
+    windows = file.train_windows if split == "train" else file.eval_windows
+    if keep_large_values or not LARGE_VALUE.search(file.text):
+        return windows
+    return windows[[not LARGE_VALUE.search(file.text, start, end) for start, end in windows[:, [0, 2]].tolist()]]
 
 
 def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: argparse.Namespace, folder: Path,
-                   counts: Counter) -> Any:
+                   counts: Counter, statistics: "Statistics") -> Any:
     """Write the examples of every file that has a split; return the DatasetDict, which lies in `folder`."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -485,11 +675,16 @@ def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: a
         for file, split in zip(files, splits, strict=True):
             if split is None:
                 continue
-            prompts, completions, skipped = examples_of(file, split, args.keep_large_values)
-            counts["examples skipped, very large value"] += skipped
-            counts[f"files in {split}"] += bool(prompts)
-            counts[f"examples in {split}"] += len(prompts)
-            if prompts:
+            windows = windows_of(file, split, args.keep_large_values)
+            every = file.train_windows if split == "train" else file.eval_windows
+            counts["examples skipped, very large value"] += len(every) - len(windows)
+            counts[f"files in {split}"] += bool(len(windows))
+            counts[f"examples in {split}"] += len(windows)
+            if len(windows):
+                statistics.add(file.text, windows)
+                places = windows[:, :3].tolist()
+                prompts = [file.text[start:cut] for start, cut, _ in places]
+                completions = [file.text[cut:end] for _, cut, end in places]
                 writers[split].write_batch({"prompt": prompts, "completion": completions,
                                             "source_line": [file.source_line] * len(prompts)})
         empty = [split for split in SPLITS if not counts[f"examples in {split}"]]
@@ -499,6 +694,7 @@ def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: a
                                 "raise --validation_fraction and --test_fraction, or try another --seed")
         for writer in writers.values():
             writer.finalize()
+    datasets.disable_progress_bars()  # three more bars, for what takes a second
     return datasets.DatasetDict({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS})
 
 
@@ -510,6 +706,8 @@ def preprocess(args: argparse.Namespace) -> None:
     if not args.input_file.is_file():
         raise PipelineError(f"--input_file {args.input_file}: no such file; run parse_data.py first, or name another file")
     check_replaceable(args.output_dir)
+    if args.hf_repository:
+        check_hub_write(args.hf_repository, "dataset")
     raw_manifest = check_manifest(args.input_file)
     counts: Counter = Counter()
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
@@ -522,18 +720,70 @@ def preprocess(args: argparse.Namespace) -> None:
                                     "check it, or the --keep_ switches")
             splits, dropped = assign_splits(digests, signatures, args)
             counts.update({f"dropped, {reason}": number for reason, number in dropped.items()})
-            data = write_examples(read_spool(spool, len(digests)), splits, args, scratch, counts)
+            statistics = Statistics(args.chunk_tokens)
+            data = write_examples(read_spool(spool, len(digests)), splits, args, scratch, counts, statistics)
+            # what splitting file by file, and dropping nothing, would have given
+            naive = [choose_split(digest + b"%d" % i, args.seed, args.validation_fraction, args.test_fraction)
+                     for i, digest in enumerate(digests)]
+            leakage = measure_leakage(lambda: read_spool(spool, len(digests)),
+                                      {"by file, duplicates kept": naive, "this data set": splits}, args.keep_large_values)
         data.save_to_disk(str(folder))
+        (folder / "report.md").write_text(report_text(counts, statistics, leakage, data, args.seed), encoding="utf-8")
+        draw_report(counts, statistics, folder / "report.png")
         del data
         shutil.rmtree(scratch)
         outputs = hash_files(folder)
         write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(outputs),
                        inputs={args.input_file.name: sha256_file(args.input_file)}, counts=dict(counts),
-                       sources=[{key: source[key] for key in ("repository", "commit", "license_file")}
+                       leakage=leakage, sources=[{key: source[key] for key in ("repository", "commit", "license_file")}
                                 for source in (raw_manifest or {}).get("sources", [])])
     for name, number in sorted(counts.items()):
         print(f"  {number:>9,} {name}")
-    print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
+    shares = leakage["this data set"]["without trivial ones"]
+    print(f"  leakage: {shares['verbatim_in_train']:.1%} of the test completions stand verbatim in train, "
+          f"{shares['any_13_gram_in_train']:.1%} share a run of 13 tokens with it (imports and lone brackets aside)")
+    print(f"wrote {args.output_dir} (report.md says what is in it) in {duration(time.time() - started)}")
+    if args.hf_repository:
+        publish(args, counts, leakage)
+
+
+def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) -> None:
+    """Publish the splits as Parquet, the raw file, the report and a data set card to --hf_repository, in one commit."""
+    import datasets
+
+    staged = args.output_dir.with_name(f"{args.output_dir.name}.hub")
+    with output_lock(staged), atomic_folder(staged) as folder:
+        for split, data in datasets.load_from_disk(str(args.output_dir)).items():
+            (folder / "data").mkdir(exist_ok=True)
+            data.to_parquet(str(folder / "data" / f"{split}.parquet"))
+        raw = folder / "raw" / args.input_file.name
+        raw.parent.mkdir()
+        shutil.copyfile(args.input_file, raw)
+        for name in ("report.md", "report.png", "manifest.json"):
+            shutil.copyfile(args.output_dir / name, folder / name)
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        (folder / "README.md").write_text(data_set_card(args, manifest, counts, leakage), encoding="utf-8")
+    commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset")
+    shutil.rmtree(staged)
+    print(f"published data set {args.hf_repository} (commit {commit})")
+
+
+def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Counter, leakage: dict[str, Any]) -> str:
+    """Return the data set's README.md: what `load_dataset` reads, where it comes from, what is in it, what leaks."""
+    lines = ["---", "task_categories:", "- text-generation", "tags:", "- code", "configs:", "- config_name: default", "  data_files:"]
+    for split in SPLITS:
+        lines += [f"  - split: {split}", f"    path: data/{split}.parquet"]
+    lines += ["---", f"# {args.hf_repository}", "",
+              f"Pairs of prompt and completion, each a chunk of about {args.chunk_tokens} tokens of {args.model_name_or_path} and the chunk "
+              "that follows it in its file. Splits are made by file and by cluster of near-duplicates.", "",
+              "```python", "from datasets import load_dataset", f'data = load_dataset("{args.hf_repository}")', "```", "",
+              f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON object a line.", "",
+              "## Sources", "",
+              "| repository | commit | licence file |", "|---|---|---|"]
+    lines += [f"| {s['repository']} | {s['commit'] or ''} | {s['license_file'] or 'not found'} |" for s in manifest["sources"]]
+    lines += ["", "The code keeps the licences of these sources.", "", "## Counts", "", "| | |", "|---|---:|"]
+    lines += [f"| {name} | {number:,} |" for name, number in sorted(counts.items())]
+    return "\n".join([*lines, "", "## Leakage from train into test", "", *leakage_table(leakage)]) + "\n"
 
 
 def describe(counts: Counter) -> str:
@@ -549,6 +799,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--input_file", type=Path, default=Path("data/kotlin_code_raw.jsonl"), help="the raw file (default: %(default)s)")
     add("--output_dir", type=Path, default=Path("data/kotlin_prepared_dataset"),
         help="folder of the data set; replaced if this script wrote it (default: %(default)s)")
+    add("--hf_repository", help="publish the data set to this hub repository (default: stay local)")
     add("--model_name_or_path", default="microsoft/phi-1_5", help="model whose tokenizer counts (default: %(default)s)")
     add("--chunk_tokens", type=positive_int, default=100, help="length of a chunk, in tokens (default: %(default)s)")
     add("--stride_tokens", type=positive_int, default=35,

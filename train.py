@@ -53,6 +53,7 @@ from pipeline_io import (
     positive_int,
     public_arguments,
     push_folder,
+    quiet_libraries,
     read_manifest,
     run_stage,
     sha256_file,
@@ -547,8 +548,7 @@ def train(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()  # its notes about our own settings are noise to the user
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     transformers.set_seed(args.seed)
     precision = choose_precision(args.precision)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

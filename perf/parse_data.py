@@ -1,0 +1,97 @@
+"""Stage 1 beside `git clone`: bytes received and seconds, on a repository with a history.
+
+Builds a repository of --commits commits with the files of a real corpus, each commit changing some of them, and other
+files beside (what a repository holds that nobody asked for), then collects its .kt files from a file:// URL.
+
+Run:    python perf/parse_data.py
+"""
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from measure import ROOT, SHARED, Run, alternate, machine, median, run, skip
+
+CORPUS = SHARED / "corpus" / "kotlin_1.3.31+ds1.orig.tar.xz"
+FILES = 1500
+
+
+def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> None:
+    subprocess.run(["git", "-C", str(folder), *arguments], check=True, input=stdin, stdout=subprocess.DEVNULL)
+
+
+def build_repository(folder: Path, commits: int) -> None:
+    """Commit FILES source files and a binary or documentation file for each three, then `commits` changes of 5 files each."""
+    generator = random.Random(0)
+    with tarfile.open(CORPUS) as archive:
+        members = [m for m in archive if m.isfile() and m.name.endswith(".kt")][:FILES]
+        contents = [archive.extractfile(member).read() for member in members]
+    stream, mark = [b"reset refs/heads/main\n"], 0
+
+    def commit(changes: dict[str, bytes]) -> None:
+        nonlocal mark
+        mark += 1
+        stream.append(b"commit refs/heads/main\nmark :%d\ncommitter t <t@example.invalid> %d +0000\ndata 1\nc\n" % (mark, 1e9 + mark))
+        for name, data in changes.items():
+            stream.append(b"M 100644 inline %s\ndata %d\n%s\n" % (name.encode(), len(data), data))
+
+    names = [f"src/{i % 40}/File{i}.kt" for i in range(len(contents))]
+    others = {f"assets/{i}.bin": generator.randbytes(20_000) for i in range(FILES // 3)}
+    commit(dict(zip(names, contents, strict=True)) | others)
+    for number in range(commits - 1):
+        changed = generator.sample(range(len(names)), 5)
+        for i in changed:
+            contents[i] += b"// change %d\n" % number
+        commit({names[i]: contents[i] for i in changed} | {f"assets/{number % len(others)}.bin": generator.randbytes(20_000)})
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main", "--bare")
+    git(folder, "fast-import", "--quiet", stdin=b"".join(stream))
+    git(folder, "config", "uploadpack.allowFilter", "true")
+    git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+    git(folder, "repack", "-adq")
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and "objects" in p.parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commits", type=int, default=400)
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    if not CORPUS.is_file():
+        skip(f"{CORPUS.name} is not there")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        build_repository(root / "repository", args.commits)
+        url = (root / "repository").as_uri()
+        received: dict[str, int] = {}
+
+        def stage() -> Run:
+            result = run([sys.executable, ROOT / "parse_data.py", "--repo_url", url, "--clone_path", root / "clone",
+                          "--output_file", root / "raw.jsonl"])
+            received["stage"] = round(1e6 * float(result.output.split(" MB received")[0].rsplit(" ", 1)[1]))
+            return result
+
+        def clone(name: str, *options: str) -> Run:
+            result = run(["git", "clone", "-q", *options, url, root / "plain"])
+            received[name] = folder_bytes(root / "plain")
+            shutil.rmtree(root / "plain")
+            return result
+
+        results = alternate(args.runs, stage=stage, full=lambda: clone("full"), shallow=lambda: clone("shallow", "--depth", "1"))
+        seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
+        print(machine())
+        for other, label in (("full", "git clone"), ("shallow", "git clone --depth 1")):
+            print(f"parse_data.py / {label}, {args.commits} commits: bytes {received['stage'] / 1e6:.1f} MB / {received[other] / 1e6:.1f} MB = "
+                  f"{received['stage'] / received[other]:.2f}; seconds {seconds['stage']:.2f} / {seconds[other]:.2f} = "
+                  f"{seconds['stage'] / seconds[other]:.2f} (whole process, reading and writing the files included)")
+
+
+if __name__ == "__main__":
+    main()

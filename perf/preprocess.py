@@ -1,0 +1,103 @@
+"""Stage 2 beside the usual recipe and beside tokenizing alone; whole processes on a corpus of 34 MB, and its memory.
+
+    usual: langchain's RecursiveCharacterTextSplitter counting with the Hugging Face tokenizer, 100 tokens, neighbours
+           paired, Dataset.from_list, save_to_disk: no de-duplication, white space at the cuts lost
+    bare:  tokenizers.encode_batch over the same text on all cores, result thrown away
+    stage: preprocess_data.py with stride = chunk, de-duplication, leakage report and pictures included
+
+--copies N measures the stage's memory on the corpus taken N times over, each copy made distinct.
+
+Run:    python perf/preprocess.py --model_name_or_path MODEL
+"""
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import ROOT, SHARED, Run, alternate, machine, median, run, skip
+
+CORPUS = SHARED / "corpus" / "make_git_repo.sh"
+
+USUAL = """
+import json, sys
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+from transformers import AutoTokenizer
+from datasets import Dataset
+splitter = RecursiveCharacterTextSplitter.from_huggingface_tokenizer(AutoTokenizer.from_pretrained(sys.argv[2]), chunk_size=100, chunk_overlap=0)
+rows = []
+for line in open(sys.argv[1], encoding="utf-8"):
+    chunks = splitter.split_text(json.loads(line)["file_text"])
+    rows += [{"prompt": a, "completion": b} for a, b in zip(chunks, chunks[1:])]
+Dataset.from_list(rows).train_test_split(0.02, seed=0).save_to_disk(sys.argv[3])
+"""
+BARE = """
+import itertools, json, sys
+from tokenizers import Tokenizer
+tokenizer = Tokenizer.from_file(sys.argv[2] + "/tokenizer.json")
+with open(sys.argv[1], encoding="utf-8") as file:
+    while batch := [json.loads(line)["file_text"] for line in itertools.islice(file, 1000)]:
+        tokenizer.encode_batch(batch, add_special_tokens=False)
+"""
+
+
+def make_raw(folder: Path) -> Path:
+    """Collect the corpus into a raw file."""
+    subprocess.run(["bash", CORPUS, folder / "repository"], check=True, stdout=subprocess.DEVNULL)
+    run([sys.executable, ROOT / "parse_data.py", "--repo_url", (folder / "repository").as_uri(), "--clone_path", folder / "clone",
+         "--output_file", folder / "raw.jsonl"])
+    return folder / "raw.jsonl"
+
+
+def multiply(raw: Path, copies: int) -> Path:
+    """Write the raw file `copies` times over, the names in each copy changed so that it is a near-duplicate of none."""
+    target = raw.with_name(f"raw{copies}.jsonl")
+    with open(target, "w", encoding="utf-8") as out:
+        for copy in range(copies):
+            with open(raw, encoding="utf-8") as lines:
+                for line in lines:
+                    text = json.loads(line)["file_text"]
+                    if copy:
+                        text = re.sub(r"\b([A-Za-z]\w{3,})\b", lambda m, n=copy: f"{m[1]}{n}", text)
+                    out.write(json.dumps({"file_text": text}, ensure_ascii=False) + "\n")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="folder with a tokenizer.json")
+    parser.add_argument("--raw_file", type=Path, help="measure on this raw file instead of the shared corpus")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--copies", type=int, default=10, help="for the memory; 0: leave that out")
+    args = parser.parse_args()
+    if not args.raw_file and not CORPUS.is_file():
+        skip("the corpus is not there; name a --raw_file")
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        raw = args.raw_file or make_raw(root)
+
+        def stage(source: Path = raw) -> Run:
+            return run([sys.executable, ROOT / "preprocess_data.py", "--input_file", source, "--output_dir", root / "dataset",
+                        "--model_name_or_path", args.model_name_or_path, "--stride_tokens", "100"])
+
+        def script(code: str) -> Run:
+            return run([sys.executable, "-c", code, raw, args.model_name_or_path, root / "usual"])
+
+        results = alternate(args.runs, stage=stage, bare=lambda: script(BARE))
+        usual = script(USUAL)  # it takes minutes: once
+        seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
+        print(f"{machine()}; {raw.stat().st_size / 1e6:.1f} MB")
+        print(f"usual recipe / preprocess_data.py: {usual.seconds:.1f} s / {seconds['stage']:.1f} s = {usual.seconds / seconds['stage']:.1f}")
+        print(f"preprocess_data.py / bare encode_batch: {seconds['stage']:.1f} s / {seconds['bare']:.1f} s = "
+              f"{seconds['stage'] / seconds['bare']:.2f}")
+        once = max(r.peak_bytes for r in results["stage"])
+        if args.copies:
+            many = stage(multiply(raw, args.copies))
+            print(f"peak memory of preprocess_data.py, all processes: {once / 1e6:.0f} MB once, {many.peak_bytes / 1e6:.0f} MB for "
+                  f"{args.copies} distinct copies ({many.seconds:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
