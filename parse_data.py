@@ -42,6 +42,7 @@ from pipeline_io import (
     redact,
     run_stage,
     sha256_file,
+    sweep_leftovers,
     write_manifest,
 )
 
@@ -64,6 +65,9 @@ GIT_ENVIRONMENT = {
     "GIT_OPTIONAL_LOCKS": "0",
     "LC_ALL": "C",  # PASSING_FAULT reads git's messages
 }
+# Set by git for its hooks and aliases: with them, git works on the repository that they name and not on the clone.
+GIT_BINDINGS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
+                "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_SHALLOW_FILE", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_CEILING_DIRECTORIES")
 
 
 @dataclass
@@ -104,6 +108,11 @@ def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def shown_path(path: str) -> str:
+    """Return a path as text that can be written: bytes that are not UTF-8 read \\xNN."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def find_license(paths: list[str]) -> str | None:
     """Return the repository's own licence file: at the root, else in a folder named `license`."""
     for folder in ("", "license/", "licence/", "licenses/"):
@@ -111,7 +120,7 @@ def find_license(paths: list[str]) -> str | None:
         found = sorted((p for p in names if LICENSE_NAME.match(p[len(folder):])),
                        key=lambda p: (not LICENSE_NAME.match(p[len(folder):])[0].lower().startswith("licen"), p))
         if found:
-            return found[0]
+            return shown_path(found[0])
     return None
 
 
@@ -298,7 +307,7 @@ def read_repository(location: str, revision: str | None, extensions: tuple[str, 
         entries = list_tree(repo, source.commit)
         source.license_file = find_license([path for _, _, path in entries])
         wanted = [(mode, blob, path) for mode, blob, path in entries if path.endswith(extensions)]
-        source.skipped["not a regular file"] = [path for mode, _, path in wanted if mode not in REGULAR_FILE_MODES]
+        source.skipped["not a regular file"] = [shown_path(path) for mode, _, path in wanted if mode not in REGULAR_FILE_MODES]
         wanted = [(blob, path) for mode, blob, path in wanted if mode in REGULAR_FILE_MODES]
         fetch_blobs(repo, {blob for blob, _ in wanted}, source.repository, folder)
         source.files = len(wanted)
@@ -325,8 +334,9 @@ def read_plain_folder(root: Path, extensions: tuple[str, ...], folder: Path,
     paths = [os.fsdecode(p) for p in sorted(listing.split(b"\0")) if p]
     source.license_file = find_license(paths)
     wanted = [p for p in paths if p.endswith(extensions)]
-    source.skipped["not a regular file"] = [p for p in wanted if not stat.S_ISREG(os.lstat(root / p).st_mode)]
-    wanted = [p for p in wanted if p not in set(source.skipped["not a regular file"])]
+    regular = {p for p in wanted if stat.S_ISREG(os.lstat(root / p).st_mode)}
+    source.skipped["not a regular file"] = [shown_path(p) for p in wanted if p not in regular]
+    wanted = [p for p in wanted if p in regular]
     source.files = len(wanted)
     for path in wanted:
         with open(os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
@@ -346,16 +356,15 @@ def write_source(source: Source, files: Iterator[tuple[str, str, bytes]], args: 
 
     for path, blob, data in tqdm(files, desc=source.repository.rsplit("/", 1)[-1], unit=" files", disable=None):
         text, reason = decode_source(data, args.max_file_bytes)
-        shown_path = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         if reason:
-            source.skipped.setdefault(reason, []).append(shown_path)
+            source.skipped.setdefault(reason, []).append(shown_path(path))
             continue
         if bytes.fromhex(blob) in seen:
-            source.duplicates.append(shown_path)
+            source.duplicates.append(shown_path(path))
         seen.add(bytes.fromhex(blob))
         source.kept += 1
         json.dump({"file_text": text}, raw, ensure_ascii=False)
-        json.dump({"repository": source.repository, "commit": source.commit, "path": shown_path, "blob": blob,
+        json.dump({"repository": source.repository, "commit": source.commit, "path": shown_path(path), "blob": blob,
                    "license_file": source.license_file}, provenance, ensure_ascii=False)
         raw.write("\n")
         provenance.write("\n")
@@ -385,6 +394,8 @@ def parse_data(args: argparse.Namespace) -> None:
         import git  # noqa: F401  # GitPython fails at import where the git program is missing
     except ImportError as error:
         raise PipelineError(f"git cannot be used ({str(error).splitlines()[0]}); install git") from None
+    for name in GIT_BINDINGS:
+        os.environ.pop(name, None)
 
     output = args.output_file
     provenance_file = output.with_name(f"{output.stem}.provenance.jsonl")
@@ -393,6 +404,8 @@ def parse_data(args: argparse.Namespace) -> None:
     sources: list[Source] = []
     seen: set[bytes] = set()
     with output_lock(output), clone_folder(args.clone_path) as clone:
+        for path in (provenance_file, manifest_path(output)):  # the lock on the raw file is on all three
+            sweep_leftovers(path)
         with atomic_file(output) as raw, atomic_file(provenance_file) as provenance:
             for number, location in enumerate(args.repo_url):
                 source, files = open_source(location, args, clone / str(number))
@@ -438,7 +451,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="one or more code bases: a URL, a file:// URL, a local git repository (its last commit is "
                              "read, not its working tree) or a plain folder (default: %(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit to read (default: the repository's HEAD)")
-    parser.add_argument("--clone_path", type=Path, default=Path("/tmp/kotlin_repo"),
+    parser.add_argument("--clone_path", type=Path, default=Path("/tmp/kotlin_repo"),  # noqa: S108  # the contract's path; made with mode 0700, refused if it exists
                         help="folder for the clone; must not exist, is removed at the end (default: %(default)s)")
     parser.add_argument("--extensions", nargs="+", default=[".kt"], help="endings of the wanted files (default: %(default)s)")
     parser.add_argument("--max_file_bytes", type=positive_int, default=1_000_000,

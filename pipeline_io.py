@@ -97,7 +97,7 @@ def _exit(name: str, message: str, code: int) -> None:
 
 def redact(text: str) -> str:
     """Return `text` without the user names and passwords of URLs and without Hugging Face tokens."""
-    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+    text = re.sub(r"(?<=://)[^/\s]+@", "***@", text)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")
@@ -179,8 +179,8 @@ def output_lock(path: Path) -> Iterator[None]:
 
 def sweep_leftovers(path: Path) -> None:
     """Remove the temporary files and folders that killed runs left for the output `path`, and say so."""
-    for left in path.parent.glob(f".{path.name}{TEMPORARY}-*"):
-        if left.is_symlink():
+    for left in list(path.parent.iterdir()):
+        if left.is_symlink() or not left.name.startswith(f".{path.name}{TEMPORARY}-"):
             continue
         if left.is_file():
             left.unlink()
@@ -241,8 +241,17 @@ def check_replaceable(path: Path) -> None:
     """Raise PipelineError unless the folder `path` is absent, empty, or was written by this pipeline."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise PipelineError(f"{path}: is not a folder; choose another output folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+    if path.is_dir() and any(path.iterdir()) and not _is_ours(path):
         raise PipelineError(f"{path}: holds files that this pipeline did not write; choose another output folder")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether the folder's manifest.json is one of this pipeline: many programs use that name."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and "manifest_version" in manifest and isinstance(manifest.get("outputs"), dict)
 
 
 def _previous(path: Path) -> Path:

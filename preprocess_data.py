@@ -33,6 +33,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -639,6 +640,8 @@ def clean_corpus(args: argparse.Namespace, spool: IO, counts: Counter) -> tuple[
                     digests.append(file.digest)
                     signatures.append(file.signature)
                     pickle.dump(file._replace(signature=None), spool, protocol=pickle.HIGHEST_PROTOCOL)
+    except BrokenProcessPool:
+        raise PipelineError("a worker process was killed, for want of memory as a rule; lower --num_proc") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((pool._processes or {}).values()):
@@ -733,7 +736,8 @@ def preprocess(args: argparse.Namespace) -> None:
         del data
         shutil.rmtree(scratch)
         outputs = hash_files(folder)
-        write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(outputs),
+        arrow = {name: digest for name, digest in outputs.items() if name.endswith(".arrow")}  # state.json differs in every run
+        write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(arrow),
                        inputs={args.input_file.name: sha256_file(args.input_file)}, counts=dict(counts),
                        leakage=leakage, sources=[{key: source[key] for key in ("repository", "commit", "license_file")}
                                 for source in (raw_manifest or {}).get("sources", [])])
@@ -774,7 +778,7 @@ def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Co
     for split in SPLITS:
         lines += [f"  - split: {split}", f"    path: data/{split}.parquet"]
     lines += ["---", f"# {args.hf_repository}", "",
-              f"Pairs of prompt and completion, each a chunk of about {args.chunk_tokens} tokens of {args.model_name_or_path} and the chunk "
+              f"Pairs of prompt and completion: a chunk of about {args.chunk_tokens} tokens of {args.model_name_or_path}, and the chunk "
               "that follows it in its file. Splits are made by file and by cluster of near-duplicates.", "",
               "```python", "from datasets import load_dataset", f'data = load_dataset("{args.hf_repository}")', "```", "",
               f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON object a line.", "",

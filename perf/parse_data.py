@@ -35,7 +35,8 @@ def build_repository(folder: Path, commits: int) -> None:
     def commit(changes: dict[str, bytes]) -> None:
         nonlocal mark
         mark += 1
-        stream.append(b"commit refs/heads/main\nmark :%d\ncommitter t <t@example.invalid> %d +0000\ndata 1\nc\n" % (mark, 1e9 + mark))
+        stream.append(b"commit refs/heads/main\nmark :%d\n" % mark)
+        stream.append(b"committer t <t@example.invalid> %d +0000\ndata 1\nc\n" % (1e9 + mark))
         for name, data in changes.items():
             stream.append(b"M 100644 inline %s\ndata %d\n%s\n" % (name.encode(), len(data), data))
 

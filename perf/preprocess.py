@@ -26,7 +26,8 @@ import json, sys
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from transformers import AutoTokenizer
 from datasets import Dataset
-splitter = RecursiveCharacterTextSplitter.from_huggingface_tokenizer(AutoTokenizer.from_pretrained(sys.argv[2]), chunk_size=100, chunk_overlap=0)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+splitter = RecursiveCharacterTextSplitter.from_huggingface_tokenizer(tokenizer, chunk_size=100, chunk_overlap=0)
 rows = []
 for line in open(sys.argv[1], encoding="utf-8"):
     chunks = splitter.split_text(json.loads(line)["file_text"])
@@ -89,7 +90,8 @@ def main() -> None:
         usual = script(USUAL)  # it takes minutes: once
         seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
         print(f"{machine()}; {raw.stat().st_size / 1e6:.1f} MB")
-        print(f"usual recipe / preprocess_data.py: {usual.seconds:.1f} s / {seconds['stage']:.1f} s = {usual.seconds / seconds['stage']:.1f}")
+        print(f"usual recipe / preprocess_data.py: {usual.seconds:.1f} s / {seconds['stage']:.1f} s = "
+              f"{usual.seconds / seconds['stage']:.1f}")
         print(f"preprocess_data.py / bare encode_batch: {seconds['stage']:.1f} s / {seconds['bare']:.1f} s = "
               f"{seconds['stage'] / seconds['bare']:.2f}")
         once = max(r.peak_bytes for r in results["stage"])
