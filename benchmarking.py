@@ -171,8 +171,8 @@ _TOKEN = re.compile(r"""
 def normalize_python(code: str, common: set[tuple[str, str]]) -> str:
     """Return predicted Python as the data set writes its references, scored form.
 
-    Comments and the backslashes of continued lines are dropped; a string or number that is not among the `common` literals is emptied (quotes stay, a number
-    becomes 0); white space is folded.
+    Comments and the backslashes of continued lines are dropped; a string or number that is not among the `common`
+    literals is emptied (quotes stay, a number becomes 0); white space is folded.
     """
     return fold_white_space(_TOKEN.sub(lambda match: _normalized_token(match, common), code))
 

@@ -417,7 +417,8 @@ def verify(base: Path, adapter: Path, merged: Path, targets: dict[str, LoraPair]
     a, b = torch.cat(expected), torch.cat(found)
     divergence = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="batchmean").item()
     proof = {"max_logit_difference": round((a - b).abs().max().item(), 5),
-             "top_token_agreement": round((a.argmax(-1) == b.argmax(-1)).float().mean().item(), 4), "kl_nats": round(max(0.0, divergence), 6)}
+             "top_token_agreement": round((a.argmax(-1) == b.argmax(-1)).float().mean().item(), 4),
+             "kl_nats": round(max(0.0, divergence), 6)}
     if not divergence <= MAX_KL or proof["top_token_agreement"] < MIN_AGREEMENT:
         raise PipelineError(f"the merged model is not base + adapter: {proof}, allowed are kl_nats up to {MAX_KL} and "
                             f"top_token_agreement from {MIN_AGREEMENT}; nothing was written or published. Try --dtype float32")

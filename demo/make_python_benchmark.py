@@ -126,7 +126,8 @@ def main(output: Path) -> None:
             if any(kind == "STR" and (">" in text or "\n" in text) for kind, text in literals) or len(marked_body) > MAX_BODY_CHARACTERS:
                 continue
             counts.update(literals)
-            rows.append({"signature": marked_signature.removesuffix(" pass"), "docstring": docstring, "body": marked_body, "id": identifier})
+            rows.append({"signature": marked_signature.removesuffix(" pass"), "docstring": docstring, "body": marked_body,
+                         "id": identifier})
     common = {literal for kind, number in (("STR", KEPT_STRINGS), ("NUM", KEPT_NUMBERS)) for literal, _ in
               sorted(((lit, n) for lit, n in counts.items() if lit[0] == kind and lit[1]), key=lambda item: (-item[1], item[0]))[:number]}
     output.parent.mkdir(parents=True, exist_ok=True)

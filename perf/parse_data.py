@@ -89,7 +89,8 @@ def main() -> None:
         seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
         print(machine())
         for other, label in (("full", "git clone"), ("shallow", "git clone --depth 1")):
-            print(f"parse_data.py / {label}, {args.commits} commits: bytes {received['stage'] / 1e6:.1f} MB / {received[other] / 1e6:.1f} MB = "
+            print(f"parse_data.py / {label}, {args.commits} commits: "
+                  f"bytes {received['stage'] / 1e6:.1f} MB / {received[other] / 1e6:.1f} MB = "
                   f"{received['stage'] / received[other]:.2f}; seconds {seconds['stage']:.2f} / {seconds[other]:.2f} = "
                   f"{seconds['stage'] / seconds[other]:.2f} (whole process, reading and writing the files included)")
 
