@@ -372,6 +372,35 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
     load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base)).save_pretrained(str(folder))
 
 
+def model_card(name: str, base_name: str, merged_into: str, adapter_config: dict[str, Any], manifest: dict[str, Any] | None) -> str:
+    """Return the merged model's README.md: base, data, training settings, how to load it.
+
+    Local paths are left out: they say nothing to a reader of the hub, and something about the machine.
+    """
+    training = (manifest or {}).get("arguments", {})
+    base = base_name if not looks_like_path(base_name) and not Path(base_name).exists() else None
+    dataset = training.get("dataset")
+    dataset = dataset if dataset and dataset.count("/") == 1 and not Path(dataset).exists() and dataset.split("/")[0] != "data" else None
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- code", "- lora"]
+    lines += [f"base_model: {base}", "base_model_relation: finetune"] if base else []
+    lines += ["datasets:", f"- {dataset}"] if dataset else []
+    lines += ["---", f"# {name}", "",
+              f"{base or 'A language model'}, fine-tuned to complete code by LoRA (rank {adapter_config['r']}, alpha "
+              f"{adapter_config['lora_alpha']}); the adapter is merged into the base model's "
+              f"{'weights' if merged_into == 'checkpoint' else 'weights as NF4 quantizes them'}.", "",
+              "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+              f'tokenizer = AutoTokenizer.from_pretrained("{name}")', f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+              'prompt = tokenizer("fun main() {", return_tensors="pt")',
+              "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))", "```", ""]
+    shown = ("max_train_samples", "num_train_epochs", "examples_per_step", "learning_rate", "lr_scheduler_type", "quantization", "seed")
+    if training:
+        lines += ["## Training", "", "| | |", "|---|---:|", *(f"| {key} | {training[key]} |" for key in shown if key in training)]
+    summary = (manifest or {}).get("summary", {})
+    lines += [f"| {key.replace('_', ' ')} (nats a token) | {summary[key]:.4f} |"
+              for key in ("validation_loss_before", "validation_loss_after") if key in summary]
+    return "\n".join(lines) + "\n"
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # Proof
 # ---------------------------------------------------------------------------------------------------------------
@@ -479,6 +508,8 @@ def merge(args: argparse.Namespace) -> None:
     print(f"base model {base_name} ({'its NF4 values' if args.base == 'nf4' else 'its checkpoint'}), {len(targets)} matrices to merge")
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
         write_model(base, adapter, folder, targets, shards, args.dtype, args.base == "nf4")
+        name = args.hf_repository if on_hub else args.output_dir.name
+        (folder / "README.md").write_text(model_card(name, base_name, args.base, config, read_manifest(adapter)), encoding="utf-8")
         proof = None
         if args.verify == "on" or (args.verify == "auto" and enough_memory_to_verify(shards)):
             proof = verify(base, adapter, folder, targets, shards, args.base == "nf4")

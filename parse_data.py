@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import stat
 import sys
@@ -51,6 +52,7 @@ REGULAR_FILE_MODES = ("100644", "100755")  # not 120000, a symbolic link, nor 16
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 LICENSE_NAME = re.compile(r"(un)?licen[sc]e|copying", re.IGNORECASE)
 ATTEMPTS, FIRST_DELAY_SECONDS = 4, 2
+STALL_SECONDS = 300  # git reports progress all the time; a server that is silent for so long hangs
 # What git says when trying again can help, as opposed to a wrong name or a missing right.
 PASSING_FAULT = re.compile(
     r"early EOF|RPC failed|hung up|timed out|reset by peer|Connection refused|unexpected disconnect|"
@@ -201,7 +203,7 @@ def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progr
     try:
         with tqdm(desc="fetching", bar_format="{desc}", disable=not show_progress or None) as bar:
             pending = b""
-            while chunk := os.read(process.stderr.fileno(), 4096):
+            while chunk := read_or_stall(process.stderr.fileno()):
                 *lines, pending = re.split(rb"[\r\n]", pending + chunk)
                 for line in (raw.decode("utf-8", "replace").strip() for raw in lines):
                     if re.search(r"\d+% \(", line):
@@ -219,6 +221,13 @@ def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progr
         errors = [m for m in messages if m.startswith(("fatal:", "error:", "remote:", "ERROR:"))] or messages
         raise PipelineError(redact("git: " + ("; ".join(errors[-3:]) or f"ended with code {code}")))
     return "\n".join(messages)
+
+
+def read_or_stall(descriptor: int) -> bytes:
+    """Return what git says next, b"" at the end; PipelineError where it says nothing for STALL_SECONDS."""
+    if not select.select([descriptor], [], [], STALL_SECONDS)[0]:
+        raise PipelineError(f"git: timed out, the server sent nothing for {STALL_SECONDS} s")
+    return os.read(descriptor, 4096)
 
 
 def with_retries(attempt: Any, what: str) -> Any:

@@ -75,9 +75,9 @@ def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namesp
     except PipelineError as error:
         _exit(name, f"error: {error}", EXIT_MISTAKE)
     except KeyboardInterrupt:
-        _exit(name, "interrupted; no output was replaced. Run the same command again.", EXIT_INTERRUPTED)
+        _exit(name, "interrupted; no output was replaced", EXIT_INTERRUPTED)
     except Terminated:
-        _exit(name, "terminated; no output was replaced. Run the same command again.", EXIT_TERMINATED)
+        _exit(name, "terminated; no output was replaced", EXIT_TERMINATED)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

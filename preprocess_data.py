@@ -29,6 +29,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -49,6 +50,7 @@ from pipeline_io import (
     check_replaceable,
     combined_hash,
     duration,
+    first_line,
     fraction,
     hash_files,
     hub_errors,
@@ -236,6 +238,8 @@ def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
     """Set up this process; called once in each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too and ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     from datasketch import MinHash
     from tokenizers import Tokenizer
@@ -245,6 +249,12 @@ def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # source text that looks like a special token is only text
     _worker.update(options, tokenizer=tokenizer, minhash=MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=int))
+
+
+def end_with(parent: Any) -> None:
+    """End this process when `parent` does; a parent that was killed outright cannot end its children itself."""
+    parent.join()
+    os._exit(1)
 
 
 def ngram_hashes(token_ids: np.ndarray, width: int) -> np.ndarray:
@@ -576,7 +586,21 @@ def leakage_table(leakage: dict[str, Any]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------
 
 def tokenizer_json(name: str) -> str:
-    """Return the fast tokenizer of a local folder or hub model as JSON, without importing transformers if possible."""
+    """Return the fast tokenizer of a local folder or hub model as JSON; PipelineError where it cannot be used."""
+    from tokenizers import Tokenizer
+
+    try:
+        text = read_tokenizer(name)
+        Tokenizer.from_str(text)  # here, not in a worker process, whose death says nothing
+    except PipelineError:
+        raise
+    except Exception as error:  # the library raises nothing more precise
+        raise PipelineError(f"model {name}: its tokenizer.json cannot be read ({first_line(error)}); fetch it again") from None
+    return text
+
+
+def read_tokenizer(name: str) -> str:
+    """Return the text of a model's tokenizer.json, without importing transformers if possible."""
     check_local_model_or_tokenizer(name)
     local = Path(name) / "tokenizer.json"
     if local.is_file():

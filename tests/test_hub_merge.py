@@ -1,0 +1,131 @@
+"""merge_lora.py on a hub repository, over HTTP: what is there afterwards, and what loads."""
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_HUB = ROOT.parent / "shared" / "hub"
+pytestmark = pytest.mark.skipif(not SHARED_HUB.is_dir(), reason="the stand-in for the hub is not there")
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Any]:
+    """The stand-in for the hub, taught to make branches."""
+    sys.path.insert(0, str(SHARED_HUB))
+    import hub_server
+
+    def make_branch(handler: Any, raw: bytes, query: dict, kind: str, name: str, branch: str) -> None:
+        import json
+        repository = handler.repo(kind, name, write=True)
+        if repository:
+            repository.refs[branch] = repository.resolve(json.loads(raw or b"{}").get("startingPoint"))
+            handler.send(201, {})
+
+    route = ("POST", rf"/api/{hub_server.K}/{hub_server.ID}/branch/([^/]+)", make_branch)
+    hub_server.ROUTES.append(route)
+    with hub_server.Hub() as running:
+        yield running
+    hub_server.ROUTES.remove(route)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, a tiny Llama, and `adapter`, an adapter of it that changes its predictions."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(tokenizer_models.BPE({letter: i for i, letter in enumerate([*alphabet, "<eos>"])}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")  # noqa: S106
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+                                        eos_token_id=256, bos_token_id=256))
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.peft_config["default"].base_model_name_or_path = "tester/base"
+    adapted.save_pretrained(folder / "adapter")
+    tokenizer.save_pretrained(folder / "adapter")
+    return folder
+
+
+def hub_environment(hub: Any, folder: Path) -> dict[str, str]:
+    """Return an environment in which the clients talk to the stand-in, with a token that may write and an empty cache."""
+    return os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_writetoken", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "hf")}
+
+
+def test_merge_into_the_same_repository(hub: Any, models: Path, tmp_path: Path) -> None:
+    """After a merge the repository loads wrongly, the adapter is lost, or a second run merges it again."""
+    environment = hub_environment(hub, tmp_path)
+
+    def python(*arguments: object) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
+
+    upload = ("import sys; from huggingface_hub import HfApi; api = HfApi()\n"
+              "for name in ('base', 'adapter'):\n"
+              "    api.create_repo('tester/' + name); api.upload_folder(repo_id='tester/' + name, folder_path=sys.argv[1] + '/' + name)\n"
+              "api.upload_file(path_or_fileobj=b'x', path_in_repo='training_args.bin', repo_id='tester/adapter')\n"
+              "api.upload_file(path_or_fileobj=b'x', path_in_repo='last-checkpoint/optimizer.pt', repo_id='tester/adapter')\n")
+    done = python("-c", upload, models)
+    assert done.returncode == 0, done.stderr
+    commits = len(hub.repos["model", "tester/adapter"].log)
+
+    merged = python(ROOT / "merge_lora.py", "--hf_repository", "tester/adapter", "--output_dir", tmp_path / "merged")
+    assert merged.returncode == 0, merged.stderr
+    repository = hub.repos["model", "tester/adapter"]
+    main, kept = (set(repository.commits[repository.refs[branch]]) for branch in ("main", "adapter"))
+    assert len(repository.log) == commits + 1
+    assert not [name for name in main if name.startswith("adapter_") or "checkpoint" in name or name == "training_args.bin"]
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "manifest.json"} <= main
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= kept
+    card = repository.commits[repository.refs["main"]]["README.md"].data.decode()
+    assert "base_model: tester/base" in card
+    assert 'from_pretrained("tester/adapter")' in card
+    assert str(tmp_path) not in card
+
+    check = ("import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM as M\n"
+             "merged = M.from_pretrained('tester/adapter'); assert not hasattr(merged, 'peft_config')\n"
+             "adapted = PeftModel.from_pretrained(M.from_pretrained('tester/base'), 'tester/adapter', revision='adapter')\n"
+             "ids = torch.arange(40)[None]\n"
+             "a, b, c = (m.eval()(ids).logits for m in (merged, adapted, M.from_pretrained('tester/base')))\n"
+             "assert (a - b).abs().max() < 1e-4, (a - b).abs().max()\nassert (a - c).abs().max() > 0.1\n")
+    loaded = python("-c", check)
+    assert loaded.returncode == 0, loaded.stderr
+
+    again = python(ROOT / "merge_lora.py", "--hf_repository", "tester/adapter", "--output_dir", tmp_path / "again")
+    assert again.returncode == 0
+    assert "merged already" in again.stdout
+    assert not (tmp_path / "again").exists()
+    assert len(repository.log) == commits + 1
+
+
+def test_a_failed_push_leaves_everything_as_it_was(hub: Any, models: Path, tmp_path: Path) -> None:
+    """A push that the hub refuses loses the merge, or leaves half of it on the hub, or looks like a success."""
+    environment = hub_environment(hub, tmp_path)
+    upload = ("import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo('tester/second')\n"
+              "api.upload_folder(repo_id='tester/second', folder_path=sys.argv[1] + '/adapter')\n")
+    subprocess.run([sys.executable, "-c", upload, str(models)], env=environment, check=True, capture_output=True)
+    repository = hub.repos["model", "tester/second"]
+    before = dict(repository.commits[repository.refs["main"]])
+    hub.fail("POST", r"tester/second/commit/", status=400, times=1)
+    command = [sys.executable, str(ROOT / "merge_lora.py"), "--hf_repository", "tester/second", "--base_model", str(models / "base"),
+               "--output_dir", str(tmp_path / "merged")]
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert repository.commits[repository.refs["main"]] == before
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    assert re.search(r"hf upload tester/second \S*merged", failed.stderr)
