@@ -271,7 +271,7 @@ def fetch_tree(location: str, revision: str | None, folder: Path) -> tuple[Any, 
         if "couldn't find remote ref" in str(error) or "not our ref" in str(error):
             raise PipelineError(f"--revision {revision}: {name} has no such branch, tag or commit") from None
         raise PipelineError(f"--repo_url {name}: {error}; check the address, the network and your rights") from None
-    if "filtering not recognized" in messages:
+    if "filtering not recognized" in messages and not Path(location).is_dir():
         print(f"{name}: the server cannot leave out file contents; all files of the commit were fetched", file=sys.stderr)
     return repo, repo.git.rev_parse("FETCH_HEAD^{commit}")
 

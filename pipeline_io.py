@@ -353,6 +353,8 @@ def load_examples(source: str, splits: Iterable[str], verify: bool = True) -> An
             check_manifest(folder)
         try:
             data = datasets.load_from_disk(source)
+        except IndexError as error:  # what datasets makes of a split without rows
+            raise PipelineError(f"{source}: a split is empty; run preprocess_data.py on more files") from error
         except Exception as error:  # pyarrow and datasets raise many types for a damaged file
             raise PipelineError(f"{source}: cannot be read ({first_line(error)}); run preprocess_data.py again") from error
     else:

@@ -100,7 +100,7 @@ _HASH_COMMENTS = re.compile(r"#(?!!)[^\n]*(?:\n[ \t]*#[^\n]*)*")
 _SHEBANG = re.compile(r"#![^\n]*\n")
 _SPEAKS_OF_RIGHTS = re.compile(
     r"copyright|\(c\)\s*(?:19|20)\d\d|©|SPDX-|licen[sc]ed\s+(?:under|to)|all\s+rights\s+reserved|"
-    r"(?:apache|mit|bsd|mozilla|eclipse|gnu)\b[^.\n]{0,40}licen[sc]e|licen[sc]e\s+(?:file|agreement|terms|header)|"
+    r"(?:apache|mit|bsd|mozilla|eclipse|gnu)\b[^.\n]{0,40}licen[sc]es?\b|licen[sc]e\s+(?:file|agreement|terms|header)|"
     r"public\s+domain|permission\s+is\s+hereby\s+granted", re.IGNORECASE)
 
 
@@ -589,11 +589,9 @@ def tokenizer_json(name: str) -> str:
     """Return the fast tokenizer of a local folder or hub model as JSON; PipelineError where it cannot be used."""
     from tokenizers import Tokenizer
 
+    text = read_tokenizer(name)
     try:
-        text = read_tokenizer(name)
         Tokenizer.from_str(text)  # here, not in a worker process, whose death says nothing
-    except PipelineError:
-        raise
     except Exception as error:  # the library raises nothing more precise
         raise PipelineError(f"model {name}: its tokenizer.json cannot be read ({first_line(error)}); fetch it again") from None
     return text

@@ -360,12 +360,13 @@ def make_callback(checkpoint_settings: dict[str, Any]) -> Any:
     class RunCallback(TrainerCallback):
         def __init__(self) -> None:
             self.signal: int | None = None
+            self.previous_handlers: dict[int, Any] = {}
             self.bar: tqdm | None = None
             self.shown: dict[str, str] = {}
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.remember_signal)
+                self.previous_handlers[number] = signal.signal(number, self.remember_signal)
             if state.is_world_process_zero:
                 self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit=" steps", desc="training", disable=None)
 
@@ -379,9 +380,9 @@ def make_callback(checkpoint_settings: dict[str, Any]) -> Any:
                 control.should_save = control.should_training_stop = True
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-            loss = (logs or {}).get("loss")
-            if loss is not None and not math.isfinite(loss):
-                raise PipelineError(f"the loss is {loss} at step {state.global_step}: training has diverged; "
+            losses = [logs[key] for key in ("loss", "eval_loss") if key in (logs or {})]
+            if not all(map(math.isfinite, losses)):
+                raise PipelineError(f"the loss is {losses[0]} at step {state.global_step}: training has diverged; "
                                     "lower --learning_rate")
             for key, name in (("loss", "loss"), ("eval_loss", "validation")):
                 if key in (logs or {}):
@@ -394,10 +395,13 @@ def make_callback(checkpoint_settings: dict[str, Any]) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
                 folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                write_json(folder / CHECKPOINT_HASHES, {"settings": checkpoint_settings, "files": hash_files(folder)})
+                files = hash_files(folder)
+                files.pop(CHECKPOINT_HASHES, None)  # left where this takes the place of a checkpoint that was damaged
+                write_json(folder / CHECKPOINT_HASHES, {"settings": checkpoint_settings, "files": files})
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number, handler in self.previous_handlers.items():
+                signal.signal(number, handler)
             if self.bar is not None:
                 self.bar.close()
 
