@@ -552,7 +552,7 @@ def compare(base: Scores, tuned: Scores, seed: int) -> dict[str, dict[str, Any]]
 # ---------------------------------------------------------------------------------------------------------------
 
 def make_table(metrics: dict[str, Any]) -> Any:
-    """Return the pandas table of the comparison, at most 100 columns wide."""
+    """Return the pandas table of the comparison; without the column of the set's name it is at most 100 characters wide."""
     import pandas
 
     rows = []
@@ -615,7 +615,8 @@ def report(metrics: dict[str, Any], folder: Path) -> None:
     with atomic_file(folder / "chart.png", binary=True) as file:
         draw_chart(metrics, file)
     with pandas.option_context("display.width", 200, "display.max_columns", None, "display.max_colwidth", None):
-        print(table.to_string(index=False))
+        for name, rows in table.groupby("set", sort=False):
+            print(f"{name}\n{rows.drop(columns='set').to_string(index=False)}\n")
     print("\n".join(notes))
 
 

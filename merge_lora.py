@@ -77,6 +77,7 @@ class LoraPair:
     scale: float
     module: str
     transposed: bool = False  # the module stores its weight as (inputs, outputs), as GPT-2's Conv1D does
+    quantized: bool = True  # training with NF4 quantizes the module: all linear layers but the head
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -135,10 +136,15 @@ def lora_scale(config: dict[str, Any], module: str) -> float:
 
 def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, LoraPair]:
     """Return {name of the base model's module: its adapter}; PipelineError names a tensor that is neither A nor B."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     sides: dict[str, dict[str, Any]] = {}
-    for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items():
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: not a whole safetensors file ({error}); train or download it again") from None
+    for name, tensor in tensors.items():
         match = LORA_TENSOR.fullmatch(name.removeprefix(PREFIX))
         if not match or not name.startswith(PREFIX) or tensor.ndim != 2:
             raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: tensor {name} cannot be merged here; nothing was written")
@@ -233,8 +239,10 @@ def base_shards(folder: Path) -> list[Path]:
     return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
 
 
-def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], folder: Path) -> dict[str, LoraPair]:
+def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], folder: Path, nf4: bool) -> dict[str, LoraPair]:
     """Return {name of the stored tensor: adapter}, each adapter once, with `transposed` set and all shapes checked.
+
+    With `nf4`, the layers that training quantized without giving them an adapter get one of rank 0.
 
     The model is built without memory (on torch's meta device) to see which modules exist and which are GPT-2's
     Conv1D.  A file may leave out the first part of the modules' names (`transformer.`), as old ones do.
@@ -246,6 +254,11 @@ def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], fold
     with hub_errors("base model", str(folder)), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
     modules = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    if nf4:
+        linear = {name: layer for name, layer in modules.items() if isinstance(layer, (torch.nn.Linear, Conv1D)) and layer is not head}
+        shapes = {name: layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape for name, layer in linear.items()}
+        pairs = {name: LoraPair(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 0.0, name) for name, shape in shapes.items()} | pairs
     stored = {tensor.name: tensor for tensor in tensors}
     targets: dict[str, LoraPair] = {}
     for module, pair in pairs.items():
@@ -255,6 +268,7 @@ def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], fold
         if weight is None or weight in targets:
             raise PipelineError(f"the weight of the adapter's module {module} is not in the files of {folder}; nothing was written")
         pair.transposed = isinstance(modules[module], Conv1D)
+        pair.quantized = modules[module] is not head
         shape = (pair.b.shape[0], pair.a.shape[1])
         if stored[weight].shape != (shape[::-1] if pair.transposed else shape):
             raise PipelineError(f"the adapter of {module} is for a weight of shape {shape}, but {folder} has {stored[weight].shape}; "
@@ -287,7 +301,7 @@ def read_rows(tensor: StoredTensor, stream: IO) -> Iterator[tuple[int, Any]]:
 
 def merged_rows(tensor: StoredTensor, pair: LoraPair | None, dtype: Any, nf4: bool, stream: IO) -> Iterator[Any]:
     """Yield the output tensor's rows, block by block, in `dtype` (integers keep their own)."""
-    if pair is not None and nf4:
+    if pair is not None and nf4 and pair.quantized:
         yield merge_rows(dequantized_nf4(tensor, stream, pair.transposed), pair, 0).to(dtype)
         return
     for first, block in read_rows(tensor, stream):
@@ -436,7 +450,7 @@ def verify(base: Path, adapter: Path, merged: Path, targets: dict[str, LoraPair]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
     if nf4:
         parameters = {name.removesuffix(".weight"): parameter for name, parameter in model.named_parameters()}
-        for tensor in (t for shard in shards for t in shard if t.name in targets):
+        for tensor in (t for shard in shards for t in shard if t.name in targets and targets[t.name].quantized):
             with open(tensor.file, "rb") as stream, torch.no_grad():
                 pair = targets[tensor.name]
                 parameters[pair.module].copy_(dequantized_nf4(tensor, stream, pair.transposed))
@@ -487,7 +501,7 @@ def merge(args: argparse.Namespace) -> None:
     if Path(args.hf_repository).resolve() == args.output_dir.resolve() or (args.output_dir / ADAPTER_CONFIG).is_file():
         raise PipelineError(f"--output_dir {args.output_dir}: holds an adapter; merged weights beside it would get the adapter "
                             "applied a second time when they are loaded; choose another folder")
-    check_replaceable(args.output_dir)
+    check_replaceable(args.output_dir, "config.json")
     if on_hub:
         check_hub_write(args.hf_repository)
         if is_merged_repository(args.hf_repository):
@@ -500,12 +514,12 @@ def merge(args: argparse.Namespace) -> None:
     quiet_libraries()
     pairs = read_adapter(adapter, config)
     shards = [list_tensors(file) for file in base_shards(base)]
-    targets = locate_targets(pairs, [tensor for shard in shards for tensor in shard], base)
+    targets = locate_targets(pairs, [tensor for shard in shards for tensor in shard], base, args.base == "nf4")
     needed = sum(t.size for shard in shards for t in shard) * (2 if args.dtype == "float32" else 1)
     args.output_dir.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(args.output_dir.parent).free < needed:
         raise PipelineError(f"--output_dir {args.output_dir}: {needed / 1e9:.1f} GB are needed and not free; free some space")
-    print(f"base model {base_name} ({'its NF4 values' if args.base == 'nf4' else 'its checkpoint'}), {len(targets)} matrices to merge")
+    print(f"base model {base_name} ({'its NF4 values' if args.base == 'nf4' else 'its checkpoint'}), {len(pairs)} matrices to merge")
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
         write_model(base, adapter, folder, targets, shards, args.dtype, args.base == "nf4")
         name = args.hf_repository if on_hub else args.output_dir.name
@@ -519,7 +533,7 @@ def merge(args: argparse.Namespace) -> None:
             print("not verified" + (": too little memory for it (--verify on tries all the same)" if args.verify == "auto" else ""))
         write_manifest(folder / "manifest.json", args, hash_files(folder), started, base_model=base_name,
                        inputs={ADAPTER_WEIGHTS: sha256_file(adapter / ADAPTER_WEIGHTS)}, merged_into=args.base, verification=proof,
-                       adapter_manifest=read_manifest(adapter), counts={"merged_matrices": len(targets)})
+                       adapter_manifest=read_manifest(adapter), counts={"merged_matrices": len(pairs)})
     print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
     if on_hub:
         commit = push_folder(args.output_dir, args.hf_repository, "Merge the adapter into the base model",

@@ -237,21 +237,33 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def check_replaceable(path: Path) -> None:
-    """Raise PipelineError unless the folder `path` is absent, empty, or was written by this pipeline."""
+def check_replaceable(path: Path, holds: str | None = None) -> None:
+    """Raise PipelineError unless the folder `path` is absent, empty, or was written by this pipeline and nobody else.
+
+    `holds` names a file that every output of the calling stage holds: the output of another stage is not replaced.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise PipelineError(f"{path}: is not a folder; choose another output folder")
-    if path.is_dir() and any(path.iterdir()) and not _is_ours(path):
-        raise PipelineError(f"{path}: holds files that this pipeline did not write; choose another output folder")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    foreign = _foreign_files(path)
+    if foreign:
+        raise PipelineError(f"{path}: holds files that this pipeline did not write ({foreign[0]}); choose another output folder")
+    if holds and not (path / holds).is_file():
+        raise PipelineError(f"{path}: is not an output of this script (it holds no {holds}); choose another output folder")
 
 
-def _is_ours(folder: Path) -> bool:
-    """Return whether the folder's manifest.json is one of this pipeline: many programs use that name."""
+def _foreign_files(folder: Path) -> list[str]:
+    """Return the files that the folder's manifest does not name; all of them where it has no manifest of ours."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and "manifest_version" in manifest and isinstance(manifest.get("outputs"), dict)
+        manifest = None
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir() or p.is_symlink()]
+    if not isinstance(manifest, dict) or "manifest_version" not in manifest or not isinstance(manifest.get("outputs"), dict):
+        return names
+    # datasets keeps what it computes from a data set in cache-*.arrow beside it
+    return [n for n in names if n != MANIFEST and n not in manifest["outputs"] and not re.fullmatch(r"(.*/)?cache-[^/]*\.arrow", n)]
 
 
 def _previous(path: Path) -> Path:

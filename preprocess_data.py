@@ -589,27 +589,28 @@ def tokenizer_json(name: str) -> str:
     """Return the fast tokenizer of a local folder or hub model as JSON; PipelineError where it cannot be used."""
     from tokenizers import Tokenizer
 
-    text = read_tokenizer(name)
+    data = read_tokenizer(name)
     try:
+        text = data.decode()
         Tokenizer.from_str(text)  # here, not in a worker process, whose death says nothing
     except Exception as error:  # the library raises nothing more precise
         raise PipelineError(f"model {name}: its tokenizer.json cannot be read ({first_line(error)}); fetch it again") from None
     return text
 
 
-def read_tokenizer(name: str) -> str:
-    """Return the text of a model's tokenizer.json, without importing transformers if possible."""
+def read_tokenizer(name: str) -> bytes:
+    """Return the bytes of a model's tokenizer.json, without importing transformers if possible."""
     check_local_model_or_tokenizer(name)
     local = Path(name) / "tokenizer.json"
     if local.is_file():
-        return local.read_text(encoding="utf-8")
+        return local.read_bytes()
     if not Path(name).is_dir():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         with hub_errors("model", name):
             try:
-                return Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8")
+                return Path(hf_hub_download(name, "tokenizer.json")).read_bytes()
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:
@@ -617,7 +618,7 @@ def read_tokenizer(name: str) -> str:
     tokenizer = load_tokenizer(name)
     if not tokenizer.is_fast:
         raise PipelineError(f"model {name}: has no fast tokenizer, whose offsets are needed; use another model")
-    return tokenizer.backend_tokenizer.to_str()
+    return tokenizer.backend_tokenizer.to_str().encode()
 
 
 def check_local_model_or_tokenizer(name: str) -> None:
@@ -730,7 +731,7 @@ def preprocess(args: argparse.Namespace) -> None:
         raise PipelineError("--validation_fraction and --test_fraction leave nothing to train on; lower them")
     if not args.input_file.is_file():
         raise PipelineError(f"--input_file {args.input_file}: no such file; run parse_data.py first, or name another file")
-    check_replaceable(args.output_dir)
+    check_replaceable(args.output_dir, "dataset_dict.json")
     if args.hf_repository:
         check_hub_write(args.hf_repository, "dataset")
     raw_manifest = check_manifest(args.input_file)

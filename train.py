@@ -265,6 +265,21 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
         raise PipelineError(f"--lora_target_modules {' '.join(targets)}: {str(error).splitlines()[0]}") from error
 
 
+def evaluation_mode(model: Any) -> Any:
+    """Return the model in evaluation mode, all but its NF4 layers, for which the mode means nothing else than this:
+
+    on some CPUs bitsandbytes packs their weights for inference in evaluation mode and leaves them so; gradients no
+    longer pass through them, and most adapters learn nothing (seen: bitsandbytes 0.50.2, AVX-512 with bf16).
+    """
+    import torch
+
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and type(module).__name__ == "Linear4bit":
+            module.train()
+    return model
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The Trainer
 # ---------------------------------------------------------------------------------------------------------------
@@ -335,7 +350,7 @@ def make_trainer_class() -> type:
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             """Log and return the mean loss a token on the validation examples, in nats, over all of their labels."""
             model = self.model_wrapped if self.args.world_size == 1 else self.model
-            model = self.accelerator.unwrap_model(model).eval()
+            model = evaluation_mode(self.accelerator.unwrap_model(model))
             rows = [self.eval_dataset[i] for i in range(self.args.process_index, len(self.eval_dataset), self.args.world_size)]
             totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             for members in token_batches(rows, self.tokens_per_batch):
@@ -543,7 +558,7 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any) -> tuple[EncodedExam
 def train(args: argparse.Namespace) -> None:
     """Train the adapter and write it to --output_dir; publish it to --hf_repository if there is one."""
     started = time.time()
-    check_replaceable(args.output_dir)
+    check_replaceable(args.output_dir, "adapter_config.json")
     if args.hf_repository:
         check_hub_write(args.hf_repository)
     tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)

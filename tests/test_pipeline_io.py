@@ -68,6 +68,23 @@ def our_folder(path: Path, **files: str) -> Path:
 # Writing
 # ---------------------------------------------------------------------------------------------------------------
 
+def test_a_file_that_a_user_added_to_an_output_is_not_deleted(tmp_path: Path) -> None:
+    """A user's notes beside a model vanish when the model is written again."""
+    folder = our_folder(tmp_path / "model", **{"config.json": "{}"})
+    check_replaceable(folder, "config.json")
+    (folder / "cache-0123.arrow").touch()  # what datasets leaves in a data set folder
+    check_replaceable(folder, "config.json")
+    (folder / "notes.txt").touch()
+    with pytest.raises(PipelineError, match=r"notes\.txt"):
+        check_replaceable(folder, "config.json")
+
+
+def test_the_output_of_another_stage_is_not_replaced(tmp_path: Path) -> None:
+    """preprocess_data.py --output_dir with an adapter's folder replaces hours of training."""
+    with pytest.raises(PipelineError, match="is not an output of this script"):
+        check_replaceable(our_folder(tmp_path / "adapter", **{"adapter_config.json": "{}"}), "dataset_dict.json")
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, pipeline_io.Terminated, OSError])
 def test_atomic_file_keeps_the_old_content(error: type[BaseException], tmp_path: Path) -> None:
     """A run that fails half-way destroys the result of the run before."""
@@ -554,7 +571,7 @@ def test_a_full_disk_in_stage_2(functions: int, tmp_path: Path, run_script: Call
     with open(tmp_path / "raw.jsonl", "w") as raw:
         for number in range(30):
             raw.write(json.dumps({"file_text": kotlin_file(number, functions)}) + "\n")
-    before = hash_files(our_folder(tmp_path / "data", data="old"))
+    before = hash_files(our_folder(tmp_path / "data", **{"dataset_dict.json": "old"}))
     result = run_script("preprocess_data.py", "--input_file", "raw.jsonl", "--output_dir", "data", "--num_proc", 1, "--model_name_or_path",
                         tokenizer_folder, "--validation_fraction", 0.2, "--test_fraction", 0.2, "--chunk_tokens", 60,
                         "--stride_tokens", 2, preexec_fn=limit_file_size)

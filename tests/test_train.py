@@ -276,6 +276,27 @@ def test_an_example_that_does_not_fit_at_all_is_one_line(model_folder: Path, dat
     assert not (tmp_path / "out").exists()
 
 
+def test_nf4_gradients_are_the_same_after_an_evaluation(model_folder: Path) -> None:
+    """Training with NF4 on a CPU learns next to nothing: the evaluation before the first step cuts the gradients off."""
+    import torch
+
+    batch = train.pad_batch(encoded(), tiny_models.make_tokenizer().eos_token_id)
+    found = []
+    for evaluate_first in (False, True):
+        torch.manual_seed(0)
+        model = train.add_adapters(train.load_base_model(str(model_folder), None, "nf4", "float32"), train.build_parser().parse_args([]))
+        if evaluate_first:
+            with torch.no_grad():
+                train.sum_of_losses(train.evaluation_mode(model), model.get_base_model(), batch)
+            assert not model.training
+        train.sum_of_losses(model.train(), model.get_base_model(), batch).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if ".lora_B" in name})
+    assert len(found[0]) == 14
+    for name, gradient in found[0].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
 # A run
 
 @pytest.mark.parametrize(("quantization", "precision"), [("none", "float32"), ("nf4", "float32"), ("nf4", "bf16")])
