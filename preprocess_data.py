@@ -67,6 +67,7 @@ from pipeline_io import (
 
 SPLITS = ("train", "validation", "test")
 FILES_PER_TASK = 64  # files that one process works on at a time
+ROWS_PER_WRITE = 2000  # examples that are written at a time
 # Values that break tokenization and teach nothing: mission.md's "hundreds of characters".
 MAX_DIGIT_RUN, MAX_UNBROKEN_RUN = 40, 200
 LARGE_VALUE = re.compile(rf"\d{{{MAX_DIGIT_RUN}}}|\S{{{MAX_UNBROKEN_RUN}}}")
@@ -248,13 +249,64 @@ def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # source text that looks like a special token is only text
-    _worker.update(options, tokenizer=tokenizer, minhash=MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=int))
+    _worker.update(options, tokenizer=tokenizer, byte_lengths=byte_lengths(tokenizer),
+                   minhash=MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=int))
 
 
 def end_with(parent: Any) -> None:
     """End this process when `parent` does; a parent that was killed outright cannot end its children itself."""
     parent.join()
     os._exit(1)
+
+
+def byte_lengths(tokenizer: Any) -> np.ndarray | None:
+    """Return the length in bytes of each token of a byte-level tokenizer, indexed by its id; None for any other kind.
+
+    With them, offsets are a cumulated sum; the library makes two Python integers a token of them, and is slower for it.
+    """
+    spec = json.loads(tokenizer.to_str())
+    steps = spec["pre_tokenizer"] or {}
+    byte_level = [s for s in (steps, *steps.get("pretokenizers", ())) if s.get("type") == "ByteLevel"]
+    if spec["normalizer"] or spec["model"]["type"] != "BPE" or not byte_level or any(s["add_prefix_space"] for s in byte_level):
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, number in vocabulary.items():
+        lengths[number] = len(token)  # the alphabet of a byte-level tokenizer has one character a byte
+    for number, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[number] = len(added.content.encode())
+    return lengths
+
+
+def offsets_from_lengths(text: str, lengths: np.ndarray) -> np.ndarray | None:
+    """Return the (tokens, 2) character offsets of tokens of `lengths` bytes; None if they are not the tokens of `text`.
+
+    A token that ends within a character ends behind it, and the next one starts before it, as the library has it.
+    """
+    data = text.encode()
+    ends = np.cumsum(lengths)
+    if ends[-1] != len(data):
+        return None
+    starts = ends - lengths
+    if len(data) == len(text):
+        return np.stack([starts, ends], axis=1)
+    begins = np.cumsum((np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80)  # characters that begin at or before each byte
+    return np.stack([begins[starts] - 1, begins[ends - 1]], axis=1)
+
+
+def encode(texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each text its token ids and their (tokens, 2) character offsets."""
+    tokenizer, lengths = _worker["tokenizer"], _worker["byte_lengths"]
+    results = []
+    for text, encoding in zip(texts, (tokenizer.encode_batch if lengths is None else tokenizer.encode_batch_fast)(
+            texts, add_special_tokens=False), strict=True):
+        ids = np.array(encoding.ids, dtype=np.int64)
+        offsets = offsets_from_lengths(text, lengths[ids]) if lengths is not None and len(ids) else None
+        if offsets is None:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+            ids, offsets = np.array(encoding.ids, dtype=np.int64), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        results.append((ids, offsets))
+    return results
 
 
 def ngram_hashes(token_ids: np.ndarray, width: int) -> np.ndarray:
@@ -288,17 +340,21 @@ def clean_files(path: Path, first_line: int, lines: list[bytes]) -> list[CleanFi
             results.append(CleanFile(number, reason))
         else:
             kept.append((number, text))
-    for (number, text), encoding in zip(kept, _worker["tokenizer"].encode_batch([text for _, text in kept],
-                                                                                add_special_tokens=False), strict=True):
-        results.append(cut_file(number, text, encoding))
+    for (number, text), (ids, offsets) in zip(kept, encode([text for _, text in kept]), strict=True):
+        results.append(cut_file(number, text, ids, offsets))
     return sorted(results, key=lambda file: file.source_line)
 
 
-def cut_file(number: int, text: str, encoding: Any) -> CleanFile:
-    """Return the file's windows, digest and signature; `encoding` is its tokens with their offsets."""
-    if not encoding.ids:
+def packed_files(path: Path, first_line: int, lines: list[bytes]) -> list[tuple[str | None, bytes, np.ndarray | None, bytes]]:
+    """Return `clean_files` as (reason, digest, signature, pickled file): the parent only copies the last to its spool."""
+    return [(file.reason, file.digest, file.signature, b"" if file.reason else pickle.dumps(file._replace(signature=None), protocol=5))
+            for file in clean_files(path, first_line, lines)]
+
+
+def cut_file(number: int, text: str, ids: np.ndarray, offsets: np.ndarray) -> CleanFile:
+    """Return the file's windows, digest and signature; `ids` are its tokens, `offsets` (tokens, 2) where they stand."""
+    if not len(ids):
         return CleanFile(number, "too short for an example")
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
     position, possible, good = find_cuts(text, offsets)
 
     def windows(stride: int) -> np.ndarray:
@@ -308,7 +364,7 @@ def cut_file(number: int, text: str, encoding: Any) -> CleanFile:
     eval_windows = windows(0)
     if not len(eval_windows):
         return CleanFile(number, "too short for an example")
-    token_ids = np.array(encoding.ids, dtype=np.uint16 if _worker["tokenizer"].get_vocab_size() <= 1 << 16 else np.uint32)
+    token_ids = ids.astype(np.uint16 if _worker["tokenizer"].get_vocab_size() <= 1 << 16 else np.uint32)
     return CleanFile(number, None, hashlib.sha256(text.encode()).digest(), text, windows(_worker["stride_tokens"]),
                      eval_windows, token_ids, minhash_signature(token_ids))
 
@@ -639,44 +695,55 @@ def batches_of_lines(path: Path, limit: int, advance: Callable[[int], Any]) -> I
             yield path, first, batch
 
 
-def clean_corpus(args: argparse.Namespace, spool: IO, counts: Counter) -> tuple[list[bytes], np.ndarray]:
-    """Clean every file, in all processes, and put those that can serve into `spool`; return digests and signatures."""
-    from tqdm import tqdm
-
+@contextlib.contextmanager
+def worker_pool(args: argparse.Namespace) -> Iterator[ProcessPoolExecutor]:
+    """Yield the worker processes, and end them whatever happens."""
     # Spawned, not forked: a fork would copy threads and locks of libraries in an undefined state.
+    options = {key: getattr(args, key) for key in ("keep_copyright", "keep_generated", "keep_short", "chunk_tokens", "stride_tokens")}
     pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker,
-                               initargs=(tokenizer_json(args.model_name_or_path), {
-                                   "keep_copyright": args.keep_copyright, "keep_generated": args.keep_generated,
-                                   "keep_short": args.keep_short, "chunk_tokens": args.chunk_tokens,
-                                   "stride_tokens": args.stride_tokens}))
-    digests: list[bytes] = []
-    signatures: list[np.ndarray] = []
+                               initargs=(tokenizer_json(args.model_name_or_path), options))
     try:
-        with tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning", disable=None) as bar:
-            tasks = batches_of_lines(args.input_file, args.limit, bar.update)
-            for files in map_in_order(pool, clean_files, tasks, window=3 * args.num_proc):
-                for file in files:
-                    counts["files read"] += 1
-                    if file.reason:
-                        counts[f"dropped, {file.reason}"] += 1
-                        continue
-                    digests.append(file.digest)
-                    signatures.append(file.signature)
-                    pickle.dump(file._replace(signature=None), spool, protocol=pickle.HIGHEST_PROTOCOL)
+        yield pool
     except BrokenProcessPool:
         raise PipelineError("a worker process was killed, for want of memory as a rule; lower --num_proc") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((pool._processes or {}).values()):
             process.terminate()
+
+
+def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO, counts: Counter) -> tuple[list[bytes], np.ndarray]:
+    """Clean every file, in all processes, and put those that can serve into `spool`; return digests and signatures."""
+    from tqdm import tqdm
+
+    digests: list[bytes] = []
+    signatures: list[np.ndarray] = []
+    with tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning", disable=None) as bar:
+        tasks = batches_of_lines(args.input_file, args.limit, bar.update)
+        for files in map_in_order(pool, packed_files, tasks, window=3 * args.num_proc):
+            for reason, digest, signature, packed in files:
+                counts["files read"] += 1
+                if reason:
+                    counts[f"dropped, {reason}"] += 1
+                    continue
+                digests.append(digest)
+                signatures.append(signature)
+                spool.write(packed)
+    spool.flush()
     return digests, np.array(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
 
 
-def read_spool(spool: IO, number: int) -> Iterator[CleanFile]:
-    """Yield the `number` files that this same run put into `spool`."""
-    spool.seek(0)
-    for _ in range(number):
-        yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
+def read_spool(path: Path, number: int) -> Iterator[CleanFile]:
+    """Yield the `number` files that this same run put into its spool."""
+    with open(path, "rb") as spool:
+        for _ in range(number):
+            yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
+
+
+def leakage_in_spool(path: Path, ways: dict[str, list[str | None]], keep_large_values: bool) -> dict[str, Any]:
+    """Return `measure_leakage` of a spool; a worker process computes it while the parent writes the examples."""
+    number = len(next(iter(ways.values())))
+    return measure_leakage(lambda: read_spool(path, number), ways, keep_large_values)
 
 
 def windows_of(file: CleanFile, split: str, keep_large_values: bool) -> np.ndarray:
@@ -698,6 +765,7 @@ def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: a
     with contextlib.ExitStack() as stack:
         writers = {split: stack.enter_context(ArrowWriter(path=str(folder / f"{split}.arrow"), features=features))
                    for split in SPLITS}
+        rows = {split: {name: [] for name in features} for split in SPLITS}
         for file, split in zip(files, splits, strict=True):
             if split is None:
                 continue
@@ -711,14 +779,21 @@ def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: a
                 places = windows[:, :3].tolist()
                 prompts = [file.text[start:cut] for start, cut, _ in places]
                 completions = [file.text[cut:end] for _, cut, end in places]
-                writers[split].write_batch({"prompt": prompts, "completion": completions,
-                                            "source_line": [file.source_line] * len(prompts)})
+                pending = rows[split]
+                pending["prompt"] += prompts
+                pending["completion"] += completions
+                pending["source_line"] += [file.source_line] * len(prompts)
+                if len(pending["prompt"]) >= ROWS_PER_WRITE:
+                    writers[split].write_batch(pending)
+                    rows[split] = {name: [] for name in features}
         empty = [split for split in SPLITS if not counts[f"examples in {split}"]]
         if empty:
             raise PipelineError(f"{args.input_file}: the corpus is too small for three splits: {' and '.join(empty)} would hold "
                                 f"no example ({sum(s is not None for s in splits)} files can serve); collect more files, "
                                 "raise --validation_fraction and --test_fraction, or try another --seed")
-        for writer in writers.values():
+        for split, writer in writers.items():
+            if rows[split]["prompt"]:
+                writer.write_batch(rows[split])
             writer.finalize()
     datasets.disable_progress_bars()  # three more bars, for what takes a second
     return datasets.DatasetDict({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS})
@@ -739,23 +814,26 @@ def preprocess(args: argparse.Namespace) -> None:
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
-        with open(scratch / "spool", "w+b") as spool:
-            digests, signatures = clean_corpus(args, spool, counts)
+        with worker_pool(args) as pool:
+            with open(scratch / "spool", "wb") as spool:
+                digests, signatures = clean_corpus(args, pool, spool, counts)
             if not digests:
                 raise PipelineError(f"{args.input_file}: no file can serve ({describe(counts) or 'it is empty'}); "
                                     "check it, or the --keep_ switches")
             splits, dropped = assign_splits(digests, signatures, args)
             counts.update({f"dropped, {reason}": number for reason, number in dropped.items()})
-            statistics = Statistics(args.chunk_tokens)
-            data = write_examples(read_spool(spool, len(digests)), splits, args, scratch, counts, statistics)
             # what splitting file by file, and dropping nothing, would have given
             naive = [choose_split(digest + b"%d" % i, args.seed, args.validation_fraction, args.test_fraction)
                      for i, digest in enumerate(digests)]
-            leakage = measure_leakage(lambda: read_spool(spool, len(digests)),
-                                      {"by file, duplicates kept": naive, "this data set": splits}, args.keep_large_values)
-        data.save_to_disk(str(folder))
+            leaking = pool.submit(leakage_in_spool, scratch / "spool", {"by file, duplicates kept": naive, "this data set": splits},
+                                  args.keep_large_values)
+            statistics = Statistics(args.chunk_tokens)
+            data = write_examples(read_spool(scratch / "spool", len(digests)), splits, args, scratch, counts, statistics)
+            drawing = pool.submit(draw_report, counts, statistics, folder / "report.png")
+            data.save_to_disk(str(folder))
+            leakage = leaking.result()
+            drawing.result()
         (folder / "report.md").write_text(report_text(counts, statistics, leakage, data, args.seed), encoding="utf-8")
-        draw_report(counts, statistics, folder / "report.png")
         del data
         shutil.rmtree(scratch)
         outputs = hash_files(folder)

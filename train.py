@@ -67,6 +67,7 @@ IGNORED_LABEL = -100  # torch's and transformers' mark of a position without a l
 LOSS_BLOCK_ROWS = 512  # rows of logits that are in float32 at one time
 LENGTH_POOL_STEPS = 50  # steps whose examples are sorted by length together
 WARMUP_RATIO = 0.03
+MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
 CHECKPOINT_HASHES = "pipeline_checkpoint.json"  # written last: a checkpoint without it is not whole
 CHECKPOINTS_KEPT = 2
 # Settings that a resumed run must share with the run that it goes on with; the others do not change what is learned.
@@ -257,6 +258,9 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = args.lora_target_modules
+    head = next((name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+    if head in targets:
+        raise PipelineError(f"--lora_target_modules {head}: is the output head, which stays as it is; name other layers, or all-linear")
     config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, use_rslora=args.use_rslora,
                         target_modules=targets[0] if targets == ["all-linear"] else targets, task_type="CAUSAL_LM")
     try:
@@ -521,8 +525,8 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def training_arguments(args: argparse.Namespace, checkpoints: Path, precision: str, steps: int) -> Any:
-    """Return the Trainer's arguments."""
+def training_arguments(args: argparse.Namespace, checkpoints: Path, precision: str, steps: int, resumed: bool) -> Any:
+    """Return the Trainer's arguments; a resumed run has its first validation behind it."""
     import torch
     from transformers import TrainingArguments
 
@@ -536,13 +540,15 @@ def training_arguments(args: argparse.Namespace, checkpoints: Path, precision: s
         lr_scheduler_type=args.lr_scheduler_type, warmup_steps=WARMUP_RATIO, max_grad_norm=1.0, weight_decay=0.0,
         optim="adamw_torch_fused", bf16=precision == "bf16", fp16=precision == "fp16", use_cpu=not torch.cuda.is_available(),
         logging_steps=args.logging_steps, logging_nan_inf_filter=False, eval_strategy="steps", eval_steps=every,
-        eval_on_start=True, save_strategy="steps", save_steps=args.save_steps or every, save_total_limit=CHECKPOINTS_KEPT,
+        eval_on_start=not resumed, save_strategy="steps", save_steps=args.save_steps or every, save_total_limit=CHECKPOINTS_KEPT,
         report_to=args.report_to, disable_tqdm=True, seed=args.seed, data_seed=args.seed, remove_unused_columns=False,
         dataloader_pin_memory=False, push_to_hub=False, ddp_find_unused_parameters=False)
 
 
 def encode_splits(args: argparse.Namespace, tokenizer: Any) -> tuple[EncodedExamples, EncodedExamples, str]:
     """Return the sampled training examples, the validation examples, and the identity of the data."""
+    if args.max_length < MIN_LENGTH:
+        raise PipelineError(f"--max_length {args.max_length}: leaves no room for prompt and completion; give at least {MIN_LENGTH}")
     data = load_examples(args.dataset, ("train", "validation"))
     manifest = read_manifest(Path(args.dataset)) if Path(args.dataset).is_dir() else None
     identity = manifest["data_hash"] if manifest and "data_hash" in manifest else str(data["train"]._fingerprint)
@@ -590,7 +596,7 @@ def train(args: argparse.Namespace) -> None:
               f"{len(validation_set):,} validation examples", flush=True)
         callback = make_callback(settings)
         trainer = make_trainer_class()(
-            model=model, args=training_arguments(args, checkpoints, precision, steps), train_dataset=train_set,
+            model=model, args=training_arguments(args, checkpoints, precision, steps, resume_from is not None), train_dataset=train_set,
             eval_dataset=validation_set, tokens_per_batch=args.tokens_per_batch, pad_token_id=tokenizer.eos_token_id)
         for unwanted in (transformers.ProgressCallback, transformers.PrinterCallback):
             trainer.remove_callback(unwanted)

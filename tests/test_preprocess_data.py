@@ -167,6 +167,30 @@ def test_chunks_joined_are_the_text(offsets_of: Callable[[str], np.ndarray], tex
     assert all(chunks)
 
 
+@given(text=TEXTS)
+@settings(deadline=None, max_examples=200)
+def test_offsets_from_lengths_are_those_of_the_library(tokenizer_folder: Path, text: str) -> None:
+    """The fast way to offsets cuts elsewhere than the tokenizer's own offsets, or within a character."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
+    lengths = preprocess_data.byte_lengths(tokenizer)
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    if not encoding.ids:
+        return
+    fast = preprocess_data.offsets_from_lengths(text, lengths[np.array(encoding.ids)])
+    slow = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    (position, possible, good), (expected_position, expected_possible, expected_good) = find_cuts(text, fast), find_cuts(text, slow)
+    assert (possible == expected_possible).all()
+    assert (good == expected_good).all()
+    assert (position[possible] == expected_position[possible]).all()
+
+
+def test_tokens_of_another_text_are_noticed() -> None:
+    """A tokenizer that normalizes its input gets offsets that do not fit the text."""
+    assert preprocess_data.offsets_from_lengths("abc", np.array([1, 1])) is None
+
+
 @given(text=TEXTS, chunk=st.integers(1, 40), stride=st.integers(0, 20))
 @settings(deadline=None, max_examples=150)
 def test_windows_of_a_text_hold_text(offsets_of: Callable[[str], np.ndarray], text: str, chunk: int, stride: int) -> None:
