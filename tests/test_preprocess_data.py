@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import preprocess_data
@@ -679,3 +679,33 @@ def test_a_hub_that_cannot_be_reached(unreachable_hub: subprocess.Popen) -> None
     last = stderr.splitlines()[-1]
     assert last == ("preprocess_data.py: error: model nobody/nothing: the hub cannot be reached and the cache does not hold it; "
                     "check the network, or name a local folder")
+
+
+@pytest.mark.parametrize("odd", [
+    "val a = '" + "x" * 500_000 + "'\nval b = 1\n", "x" * 500_000, "a\n" * 200_000, "\n" * 200_000 + "val a = 1\nval b = 2\n",
+    "/*" + "*" * 200_000 + "\nval a = 1\n", "// Copyright 2020 A\n" * 20_000 + "val a = 1\nval b = 2\n", "9" * 300_000 + "\nval b = 1\n",
+    "\U0001f600" * 100_000 + "\nval b = 1\n",
+], ids=["long literal", "one line", "many lines", "blank lines", "open comment", "long header", "digits", "emoji"])
+def test_enormous_files_of_odd_shape(prepare: Callable, kotlin_file: Callable[[int], str], odd: str) -> None:
+    """One strange file stops the run, takes hours, or gets into the examples with its enormous values."""
+    texts = [kotlin_file(number) for number in range(20)]
+    prepared = prepare([odd, *texts])
+    assert prepared.counts["files read"] == 21
+    for split in prepared.examples:
+        assert all(not preprocess_data.LARGE_VALUE.search(prompt + completion) for prompt, completion in prepared.examples[split])
+
+
+@given(texts=st.lists(TEXTS, max_size=4))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+def test_any_text_goes_through_the_workers(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """A file of arbitrary Unicode breaks a worker process, or its examples are not pieces of it."""
+    path = tmp_path_factory.mktemp("raw") / "raw.jsonl"
+    preprocess_data.start_worker(preprocess_data.tokenizer_json(str(tokenizer_folder)), {
+        "keep_copyright": True, "keep_generated": True, "keep_short": True, "chunk_tokens": 10, "stride_tokens": 3})
+    lines = [json.dumps({"file_text": text, "extra": 1}).encode() for text in texts]
+    files = preprocess_data.clean_files(path, 1, lines)
+    assert [file.source_line for file in files] == list(range(1, len(texts) + 1))
+    for file, text in zip(files, texts, strict=True):
+        assert file.reason or file.text == text
+        for windows in (file.train_windows, file.eval_windows) if not file.reason else ():
+            assert all(0 <= start < cut < end <= len(text) for start, cut, end in windows[:, :3].tolist())
