@@ -372,7 +372,9 @@ def test_mistakes_are_one_line_and_leave_the_previous_output(mistake: str, model
     output = tmp_path / "adapter"
     output.mkdir()
     (output / "adapter_model.safetensors").write_bytes(b"previous")
-    (output / "manifest.json").write_text(json.dumps({"manifest_version": 1, "outputs": {}}))
+    (output / "adapter_config.json").write_text("{}")
+    outputs = {"adapter_model.safetensors": "", "adapter_config.json": ""}
+    (output / "manifest.json").write_text(json.dumps({"manifest_version": 1, "outputs": outputs}))
     model, dataset = model_folder, tmp_path / "data"
     whole = load_from_disk(str(dataset_folder))
     if mistake == "no_columns":
