@@ -76,6 +76,7 @@ GENERATED_HEAD_LINES = 30  # the marker counts near the top only: further down, 
 # MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
 PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
 LEAK_NGRAM = 13  # the run of tokens that counts as contamination, as in Brown et al. 2020
+SHORT_NGRAM = 5  # by which completions that are shorter than that are looked for
 MINHASH_SEED, MINHASH_BLOCK = 1, 2048
 
 
@@ -501,9 +502,56 @@ class LeakSide:
     name: str
     splits: list[str | None]
     completions: list[str] = field(default_factory=list)
-    grams: list[np.ndarray] = field(default_factory=list)  # hashes of the LEAK_NGRAM-grams of each completion
-    found: list[set[int]] = field(default_factory=list)  # which of them stand in train
+    grams: list[np.ndarray] = field(default_factory=list)  # hashes of the runs of LEAK_NGRAM tokens in each completion
+    short_grams: list[np.ndarray] = field(default_factory=list)  # of SHORT_NGRAM tokens, where there are none of the above
     verbatim: list[bool] = field(default_factory=list)
+    present: set[int] = field(default_factory=set)  # hashes of test completions that stand in train
+    probes: dict[int, list[int]] = field(default_factory=dict)  # hash -> completions that can only stand where it does
+    unprobed: list[int] = field(default_factory=list)  # completions without any hash
+
+    def add(self, file: CleanFile, windows: np.ndarray) -> None:
+        """Take up the completions of a test file."""
+        hashes, short_hashes = ngram_hashes(file.token_ids, LEAK_NGRAM), ngram_hashes(file.token_ids, SHORT_NGRAM)
+        for _, cut, end, _, first, last in windows.tolist():
+            self.completions.append(file.text[cut:end].strip())
+            self.grams.append(hashes[first:max(first, last - LEAK_NGRAM + 1)])
+            self.short_grams.append(short_hashes[first:max(first, last - SHORT_NGRAM + 1)] if not len(self.grams[-1]) else hashes[:0])
+            self.verbatim.append(False)
+
+    def choose_probes(self) -> None:
+        """Choose for each completion the one of its hashes that the fewest others hold.
+
+        Not its first or last: at its ends a completion may be cut into other tokens where something else stands beside it.
+        """
+        inner = [grams[1:-1] if len(grams) > 2 else grams for grams in
+                 (long if len(long) else short for long, short in zip(self.grams, self.short_grams, strict=True))]
+        frequency = Counter(gram for grams in inner for gram in set(grams.tolist()))
+        for i, grams in enumerate(inner):
+            if len(grams):
+                self.probes.setdefault(min(grams.tolist(), key=lambda gram: (frequency[gram], gram)), []).append(i)
+            else:
+                self.unprobed.append(i)
+
+    def search(self, hits: list[int], text: str) -> None:
+        """Look for completions in a train file's text, of which `hits` are the hashes that some completion holds."""
+        self.present.update(hits)
+        candidates = [i for gram in hits for i in self.probes.get(gram, ())] + self.unprobed
+        for i in candidates:
+            self.verbatim[i] = self.verbatim[i] or self.completions[i] in text
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Return the shares of completions that were found, for all of them and without the trivial ones."""
+        result = {}
+        every = np.concatenate([np.zeros(0, dtype=np.uint64), *self.grams])
+        found = np.split(np.isin(every, np.array(sorted(self.present), dtype=np.uint64)), np.cumsum([len(g) for g in self.grams])[:-1])
+        for name, chosen in (("all", list(range(len(found)))),
+                             ("without trivial ones", [i for i, text in enumerate(self.completions) if not is_trivial(text)])):
+            number = max(1, len(chosen))
+            means = [found[i].mean() for i in chosen if len(found[i])]
+            result[name] = {"completions": len(chosen), "verbatim_in_train": round(sum(self.verbatim[i] for i in chosen) / number, 4),
+                            "any_13_gram_in_train": round(sum(bool(found[i].any()) for i in chosen) / number, 4),
+                            "mean_share_of_13_grams_in_train": round(float(np.mean(means)) if means else 0.0, 4)}
+        return result
 
 
 def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, list[str | None]], keep_large_values: bool) -> dict[str, Any]:
@@ -517,56 +565,23 @@ def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, lis
     for number, file in enumerate(read()):
         for side in sides:
             if side.splits[number] == "test":
-                hashes = ngram_hashes(file.token_ids, LEAK_NGRAM)
-                for _, cut, end, _, first, last in windows_of(file, "test", keep_large_values).tolist():
-                    side.completions.append(file.text[cut:end].strip())
-                    side.grams.append(hashes[first:max(first, last - LEAK_NGRAM + 1)])
-                    side.found.append(set())
-                    side.verbatim.append(False)
-    where: list[dict[int, list[int]]] = []  # for each side: hash -> completions that hold it
+                side.add(file, windows_of(file, "test", keep_large_values))
     for side in sides:
-        holders: dict[int, list[int]] = {}
-        for i, grams in enumerate(side.grams):
-            for gram in set(grams.tolist()):
-                holders.setdefault(gram, []).append(i)
-        where.append(holders)
-    wanted = np.unique(np.array([gram for holders in where for gram in holders], dtype=np.uint64))
+        side.choose_probes()
+    nothing = np.zeros(0, dtype=np.uint64)
+    wanted = {LEAK_NGRAM: np.unique(np.concatenate([nothing, *(grams for side in sides for grams in side.grams)])),
+              SHORT_NGRAM: np.unique(np.concatenate([nothing, *(grams for side in sides for grams in side.short_grams)]))}
     for number, file in enumerate(read()):
-        if not any(side.splits[number] == "train" for side in sides):
-            continue
-        hashes = ngram_hashes(file.token_ids, LEAK_NGRAM)
-        places = np.minimum(np.searchsorted(wanted, hashes), max(0, len(wanted) - 1))
-        hits = set(hashes[wanted[places] == hashes].tolist()) if len(wanted) else set()
-        for side, holders in zip(sides, where, strict=True):
-            if side.splits[number] == "train":
-                _find_in_file(side, holders, hits, file.text)
-    return {side.name: _leakage_shares(side) for side in sides}
-
-
-def _find_in_file(side: LeakSide, holders: dict[int, list[int]], hits: set[int], text: str) -> None:
-    touched = {i for gram in hits for i in holders.get(gram, ())}
-    for gram in hits:
-        for i in holders.get(gram, ()):
-            side.found[i].add(gram)
-    # a completion that is too short for a run of LEAK_NGRAM tokens can only be searched for
-    touched |= {i for i, grams in enumerate(side.grams) if not len(grams)}
-    for i in touched:
-        side.verbatim[i] = side.verbatim[i] or side.completions[i] in text
-
-
-def _leakage_shares(side: LeakSide) -> dict[str, dict[str, float]]:
-    shares = {}
-    for name, chosen in (("all", list(range(len(side.completions)))),
-                         ("without trivial ones", [i for i, text in enumerate(side.completions) if not is_trivial(text)])):
-        number = max(1, len(chosen))
-        with_grams = [i for i in chosen if len(side.grams[i])]
-        shares[name] = {
-            "completions": len(chosen),
-            "verbatim_in_train": round(sum(side.verbatim[i] for i in chosen) / number, 4),
-            "any_13_gram_in_train": round(sum(bool(side.found[i]) for i in chosen) / number, 4),
-            "mean_share_of_13_grams_in_train": round(float(np.mean([np.isin(side.grams[i], list(side.found[i])).mean()
-                                                                    for i in with_grams])) if with_grams else 0.0, 4)}
-    return shares
+        training = [side for side in sides if side.splits[number] == "train"]
+        hits: list[int] = []
+        for width, hashes_wanted in wanted.items() if training else ():
+            if len(hashes_wanted):
+                hashes = ngram_hashes(file.token_ids, width)
+                places = np.minimum(np.searchsorted(hashes_wanted, hashes), len(hashes_wanted) - 1)
+                hits += set(hashes[hashes_wanted[places] == hashes].tolist())
+        for side in training:
+            side.search(hits, file.text)
+    return {side.name: side.shares() for side in sides}
 
 
 _TRIVIAL_LINE = re.compile(r"\s*(?:(?:import|package)\b.*|[\w.*]*|[\W_]*)\s*")
@@ -703,6 +718,8 @@ def worker_pool(args: argparse.Namespace) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker,
                                initargs=(tokenizer_json(args.model_name_or_path), options))
     try:
+        for _ in range(args.num_proc):
+            pool.submit(os.getpid)  # they start while this process goes on
         yield pool
     except BrokenProcessPool:
         raise PipelineError("a worker process was killed, for want of memory as a rule; lower --num_proc") from None
@@ -815,6 +832,7 @@ def preprocess(args: argparse.Namespace) -> None:
         scratch = folder / "scratch"
         scratch.mkdir()
         with worker_pool(args) as pool:
+            import datasets  # noqa: F401  # takes a second, in which the worker processes start
             with open(scratch / "spool", "wb") as spool:
                 digests, signatures = clean_corpus(args, pool, spool, counts)
             if not digests:
