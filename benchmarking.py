@@ -43,6 +43,7 @@ from pipeline_io import (
     check_local_model,
     choose_precision,
     combined_hash,
+    device_name,
     duration,
     encode_prompts,
     hub_errors,
@@ -649,7 +650,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
     quiet_libraries()
     precision = choose_precision(args.precision)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = device_name()
     print(f"device: {device}, {precision}; " + "; ".join(f"{task.name}: {len(task.examples)} examples, at most {task.max_new_tokens} "
                                                          "new tokens" for task in tasks), file=sys.stderr)
     tokenizer = load_tokenizer(args.base_model)

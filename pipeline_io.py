@@ -582,6 +582,13 @@ def choose_precision(name: str) -> str:
     return "bf16" if any(capabilities.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
 
 
+def device_name() -> str:
+    """Return the GPU's name, or CPU and the number of threads."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
 def torch_dtype(precision: str) -> Any:
     """Return the torch dtype of bf16, fp16 or float32."""
     import torch

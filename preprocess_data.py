@@ -304,7 +304,8 @@ def encode(texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         ids = np.array(encoding.ids, dtype=np.int64)
         offsets = offsets_from_lengths(text, lengths[ids]) if lengths is not None and len(ids) else None
         if offsets is None:
-            encoding = tokenizer.encode(text, add_special_tokens=False)
+            if lengths is not None:  # encode_batch_fast leaves the library's own offsets out
+                encoding = tokenizer.encode(text, add_special_tokens=False)
             ids, offsets = np.array(encoding.ids, dtype=np.int64), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         results.append((ids, offsets))
     return results

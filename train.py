@@ -41,6 +41,7 @@ from pipeline_io import (
     check_replaceable,
     choose_precision,
     combined_hash,
+    device_name,
     duration,
     encode_prompts,
     fraction,
@@ -570,13 +571,12 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
     train_set, validation_set, data_hash = encode_splits(args, tokenizer)
 
-    import torch
     import transformers
 
     quiet_libraries()
     transformers.set_seed(args.seed)
     precision = choose_precision(args.precision)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = device_name()
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
     base_hash = model_hash(args.model_name_or_path, base)
     if args.gradient_checkpointing:
