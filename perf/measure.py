@@ -1,4 +1,5 @@
 """Time and memory of whole processes, for the comparisons in this folder."""
+import contextlib
 import os
 import platform
 import subprocess
@@ -20,19 +21,22 @@ POLL_SECONDS = 0.5  # summing PSS walks the page tables, which costs the measure
 class Run:
     """What one process and all its children took."""
     seconds: float
-    peak_bytes: int  # the largest sum of their resident memory, shared pages counted once (PSS where the kernel gives it)
+    peak_bytes: int  # the largest sum of their resident memory, shared pages counted once (PSS)
+    peak_anonymous: int  # the same without pages of files, which the kernel can drop at any time
     output: str
 
 
-def tree_memory(process: psutil.Process) -> int:
-    """Return the memory of a process and its children now, in bytes."""
-    total = 0
+def tree_memory(process: psutil.Process) -> tuple[int, int]:
+    """Return the memory of a process and its children now, in bytes: all of it, and what is not pages of files."""
+    total = anonymous = 0
     for member in [process, *process.children(recursive=True)]:
-        try:
-            total += member.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied, AttributeError):
-            continue
-    return total
+        with contextlib.suppress(OSError):  # it has ended
+            for line in Path(f"/proc/{member.pid}/smaps_rollup").read_text().splitlines():
+                kind, *value = line.split()
+                if kind in ("Pss:", "Pss_Anon:"):
+                    total += 1024 * int(value[0]) * (kind == "Pss:")
+                    anonymous += 1024 * int(value[0]) * (kind == "Pss_Anon:")
+    return total, anonymous
 
 
 def run(command: list[str | Path], **environment: str) -> Run:
@@ -40,14 +44,15 @@ def run(command: list[str | Path], **environment: str) -> Run:
     started = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=os.environ | environment)
-    peak, ended = 0, threading.Event()
+    peak, anonymous, ended = 0, 0, threading.Event()
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal peak, anonymous
         try:
             watched = psutil.Process(process.pid)
             while not ended.wait(POLL_SECONDS):
-                peak = max(peak, tree_memory(watched))
+                now = tree_memory(watched)
+                peak, anonymous = max(peak, now[0]), max(anonymous, now[1])
         except psutil.NoSuchProcess:
             return
 
@@ -59,7 +64,7 @@ def run(command: list[str | Path], **environment: str) -> Run:
     watcher.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, output)
-    return Run(seconds, peak, output)
+    return Run(seconds, peak, anonymous, output)
 
 
 def alternate(runs: int, **candidates: Callable[[], Run]) -> dict[str, list[Run]]:

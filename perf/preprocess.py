@@ -94,11 +94,12 @@ def main() -> None:
               f"{usual.seconds / seconds['stage']:.1f}")
         print(f"preprocess_data.py / bare encode_batch: {seconds['stage']:.1f} s / {seconds['bare']:.1f} s = "
               f"{seconds['stage'] / seconds['bare']:.2f}")
-        once = max(r.peak_bytes for r in results["stage"])
+        once = max(results["stage"], key=lambda r: r.peak_bytes)
         if args.copies:
             many = stage(multiply(raw, args.copies))
-            print(f"peak memory of preprocess_data.py, all processes: {once / 1e6:.0f} MB once, {many.peak_bytes / 1e6:.0f} MB for "
-                  f"{args.copies} distinct copies ({many.seconds:.0f} s)")
+            print(f"peak memory of preprocess_data.py, all processes: {once.peak_bytes / 1e6:.0f} MB once, {many.peak_bytes / 1e6:.0f} MB "
+                  f"for {args.copies} distinct copies ({many.seconds:.0f} s); without pages of files: {once.peak_anonymous / 1e6:.0f} MB "
+                  f"and {many.peak_anonymous / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -709,3 +709,22 @@ def test_any_text_goes_through_the_workers(tokenizer_folder: Path, tmp_path_fact
         assert file.reason or file.text == text
         for windows in (file.train_windows, file.eval_windows) if not file.reason else ():
             assert all(0 <= start < cut < end <= len(text) for start, cut, end in windows[:, :3].tolist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["1" * 39, "2" * 40, "a" * 199, "b" * 200, "x", "1", " ", "\n", "\u2003", "\x1c", "é"]), max_size=12).map("".join))
+def test_the_quick_look_for_large_values_finds_what_the_pattern_finds(text: str) -> None:
+    """A file with a value of hundreds of characters passes as one without."""
+    assert preprocess_data.has_large_value(text) == (preprocess_data.LARGE_VALUE.search(text) is not None)
+
+
+def test_signature_is_the_library_s_own_of_the_same_shingles(tokenizer_folder: Path) -> None:
+    """The short cut by which a block of hashes reaches datasketch changes what it computes."""
+    from datasketch import MinHash
+
+    preprocess_data.start_worker(preprocess_data.tokenizer_json(str(tokenizer_folder)), {})
+    token_ids = np.random.default_rng(0).integers(0, 400, 3000).astype(np.uint16)
+    sketch = MinHash(preprocess_data.PERMUTATIONS, seed=preprocess_data.MINHASH_SEED, hashfunc=int)
+    for shingle in np.unique((preprocess_data.ngram_hashes(token_ids, preprocess_data.NGRAM) >> np.uint64(32)).astype(np.uint32)).tolist():
+        sketch.update(shingle)
+    assert preprocess_data.minhash_signature(token_ids).tolist() == sketch.hashvalues.tolist()
