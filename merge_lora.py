@@ -36,6 +36,7 @@ from pipeline_io import (
     encode_prompts,
     hash_files,
     hub_errors,
+    hub_files,
     load_tokenizer,
     looks_like_path,
     output_lock,
@@ -93,6 +94,7 @@ def fetch_adapter(repository: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
 
         with hub_errors("adapter", repository):
+            hub_files(repository, revision)
             folder = Path(snapshot_download(repository, revision=revision,
                                             allow_patterns=["*.json", "*.jinja", "*.txt", ADAPTER_WEIGHTS], ignore_patterns=["*/*"]))
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -222,6 +224,7 @@ def fetch_base(name: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download
 
         with hub_errors("base model", name):
+            hub_files(name, revision)
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
                                             ignore_patterns=["*/*"]))
     if (folder / ADAPTER_CONFIG).is_file():
@@ -235,7 +238,10 @@ def base_shards(folder: Path) -> list[Path]:
     """Return the model's weight files: those that its index names, or the single one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise PipelineError(f"{index}: names weights outside its folder; do not use this model")
+        return [folder / name for name in names]
     return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
 
 
@@ -474,10 +480,8 @@ def verify(base: Path, adapter: Path, merged: Path, targets: dict[str, LoraPair]
 
 def is_merged_repository(name: str) -> bool:
     """Return whether a hub repository holds a merged model and no adapter."""
-    from huggingface_hub import HfApi
-
     with hub_errors("model", name):
-        names = {s.rfilename for s in HfApi().model_info(name).siblings or []}
+        _, names = hub_files(name)
     return ADAPTER_CONFIG not in names and "config.json" in names
 
 
@@ -537,7 +541,7 @@ def merge(args: argparse.Namespace) -> None:
     print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
     if on_hub:
         commit = push_folder(args.output_dir, args.hf_repository, "Merge the adapter into the base model",
-                             delete=lambda name: bool(STALE_IN_REPOSITORY.fullmatch(name)), keep_branch=ADAPTER_BRANCH)
+                             delete=STALE_IN_REPOSITORY, keep_branch=ADAPTER_BRANCH)
         print(f"published {args.hf_repository} (commit {commit}); the adapter is in its branch {ADAPTER_BRANCH}")
 
 

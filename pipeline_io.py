@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -36,6 +37,9 @@ RECORDED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets"
                      "GitPython", "accelerate", "rapidfuzz", "datasketch", "numpy", "pandas")
 BLOCK_BYTES = 1 << 20
 EXIT_MISTAKE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
+# How a chat template gets from a value to Python's own objects.
+HOSTILE_TEMPLATE = re.compile(r"__(class|base|bases|mro|subclasses|globals|init|builtins|import|code|getattribute)__|\\x5f|\|\s*attr\b")
+HUB_PAUSES, LONGEST_PAUSE = (1, 2, 4, 8), 300  # seconds between the tries of a push; a hub that asks for more is not waited for
 # Errors of the operating system that a user can mend; all others keep their traceback.
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk: free some space",
@@ -69,7 +73,8 @@ def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namesp
     signal.signal(signal.SIGTERM, _raise_terminated)
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else stage.__name__
     settings = ", ".join(f"{key}={value}" for key, value in public_arguments(args).items())
-    print(f"{name}: {settings}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(f"{name}: {settings}", file=sys.stderr, flush=True)
     try:
         stage(args)
     except PipelineError as error:
@@ -371,6 +376,7 @@ def load_examples(source: str, splits: Iterable[str], verify: bool = True) -> An
             raise PipelineError(f"{source}: cannot be read ({first_line(error)}); run preprocess_data.py again") from error
     else:
         with hub_errors("data set", source):
+            hub_files(source, repo_type="dataset")
             try:
                 data = datasets.load_dataset(source)
             except (ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
@@ -484,8 +490,12 @@ def check_manifest(path: Path) -> dict[str, Any] | None:
 # ---------------------------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def hub_errors(kind: str, name: str) -> Iterator[None]:
-    """Turn what the Hugging Face libraries raise for a `name` that cannot be loaded into a PipelineError."""
+def hub_errors(kind: str, name: str,
+               unreachable: str = " and the cache does not hold it; check the network, or name a local folder") -> Iterator[None]:
+    """Turn what the Hugging Face libraries raise for a `name` that cannot be loaded or written into a PipelineError.
+
+    `unreachable` says what it means, and what to do, where the hub does not answer.
+    """
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -502,9 +512,7 @@ def hub_errors(kind: str, name: str) -> Iterator[None]:
     except (PipelineError, KeyboardInterrupt, Terminated):
         raise
     except Exception as error:
-        chain = [error]
-        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-            chain.append(cause)
+        chain = causes(error)
 
         def has(*kinds: type) -> bool:
             return any(isinstance(link, kinds) for link in chain)
@@ -518,7 +526,7 @@ def hub_errors(kind: str, name: str) -> Iterator[None]:
         elif has(RevisionNotFoundError):
             reason = "has no such revision; check it"
         elif has(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) or _is_connection_error(chain):
-            reason = "the hub cannot be reached and the cache does not hold it; check the network, or name a local folder"
+            reason = f"the hub cannot be reached{unreachable}"
         elif has(EntryNotFoundError):
             reason = f"lacks a file that is needed: {first_line(error)}"
         elif has(HFValidationError):
@@ -530,10 +538,18 @@ def hub_errors(kind: str, name: str) -> Iterator[None]:
         raise PipelineError(f"{kind} {name}: {reason}") from error
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """Return the error, what it was raised from, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
 def _is_connection_error(chain: list[BaseException]) -> bool:
     """Return whether an HTTP client gave up on the connection, whichever client the hub library uses."""
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
-    return bool(names & {"ConnectError", "ConnectTimeout", "NetworkError", "TimeoutException", "ConnectionError"})
+    return bool(names & {"ConnectError", "ConnectTimeout", "NetworkError", "TimeoutException", "ConnectionError", "RemoteProtocolError"})
 
 
 def check_local_model(name: str) -> None:
@@ -545,15 +561,60 @@ def check_local_model(name: str) -> None:
         raise PipelineError(f"model {name}: holds neither config.json nor adapter_config.json; name a model folder")
 
 
+def hub_files(name: str, revision: str | None = None, repo_type: str = "model") -> tuple[str, set[str]]:
+    """Return the commit of a hub repository and the names of its files; without the hub, those of the copy in the cache.
+
+    Raises PipelineError where a name would lead out of the folder that the files are put into.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        info = HfApi().repo_info(name, revision=revision, repo_type=repo_type)
+        commit, names = str(info.sha), {sibling.rfilename for sibling in info.siblings or []}
+    except Exception as error:
+        if not _is_connection_error(causes(error)):
+            raise
+        folder = Path(snapshot_download(name, revision=revision, repo_type=repo_type, local_files_only=True))
+        commit, names = folder.name, {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for file in sorted(names):
+        if file.startswith("/") or "\\" in file or ".." in file.split("/"):
+            raise PipelineError(f"{repo_type} {name}: the name of its file {file} leads out of its folder; do not use this repository")
+    return commit, names
+
+
+def find_manifest(source: str, repo_type: str = "model", revision: str | None = None) -> dict[str, Any] | None:
+    """Return the manifest of a local folder or of a hub repository; None where there is none that this pipeline wrote."""
+    if Path(source).is_dir():
+        return read_manifest(Path(source))
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with hub_errors(repo_type, source):
+        try:
+            file = Path(hf_hub_download(source, MANIFEST, repo_type=repo_type, revision=revision))
+        except EntryNotFoundError:  # also where it is not in the cache and the hub is not asked
+            return None
+    try:
+        return read_manifest(file.parent)
+    except PipelineError:
+        return None  # a repository may hold some other manifest.json
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """Return the tokenizer of a local folder or hub model; PipelineError in one line where there is none."""
     from transformers import AutoTokenizer
 
     check_local_model(name)
     with hub_errors("model", name):
+        if not Path(name).is_dir():
+            hub_files(name, revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise PipelineError(f"model {name}: its tokenizer has no end-of-text token; use another model")
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"default": tokenizer.chat_template or ""}
+    for label, template in templates.items():  # never used here, but saved, and published, with what is made of the model
+        if not re.fullmatch(r"[\w-]+", label) or HOSTILE_TEMPLATE.search(template):
+            raise PipelineError(f"model {name}: its chat template {label!r} reaches out of where it belongs; do not use this model")
     return tokenizer
 
 
@@ -589,6 +650,20 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
+def available_memory() -> int:
+    """Return the bytes that this process can still take: of the GPU's memory, or of the machine's within the limit of its container."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no such files, or the limit is the word "max"
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(0, free)
+
+
 def torch_dtype(precision: str) -> Any:
     """Return the torch dtype of bf16, fp16 or float32."""
     import torch
@@ -597,60 +672,310 @@ def torch_dtype(precision: str) -> Any:
 
 
 def check_hub_write(repo_id: str, repo_type: str = "model") -> None:
-    """Raise PipelineError unless `repo_id` is a valid name and the token of the environment or login may write.
+    """Raise PipelineError unless `repo_id` is a valid name and the token of the environment or login may write there.
 
-    Called before hours of work, not after: an upload would fail only then.
+    Called before hours of work, not after: an upload would fail only then.  What the hub does not tell about a token is
+    left to the upload.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
+    flag = f"--hf_repository {repo_id}"
     try:
         validate_repo_id(repo_id)
         if "/" not in repo_id:
             raise HFValidationError(repo_id)
     except HFValidationError:
-        raise PipelineError(f"--hf_repository {repo_id}: not a hub name of the form OWNER/NAME") from None
-    with hub_errors(repo_type, repo_id):
+        raise PipelineError(f"{flag}: not a hub name of the form OWNER/NAME") from None
+    if is_offline_mode():
+        raise PipelineError(f"{flag}: HF_HUB_OFFLINE is set, and publishing needs the hub; unset it, or stay local")
+    with hub_errors(repo_type, repo_id, "; check the network, or stay local"):
         try:
-            account = HfApi().whoami()
+            account = with_hub_retries(HfApi().whoami, repo_id)
         except LocalTokenNotFoundError:
-            raise PipelineError(f"--hf_repository {repo_id}: no token; log in first (hf auth login) or set HF_TOKEN") from None
+            raise PipelineError(f"{flag}: no token; log in first (hf auth login) or set HF_TOKEN") from None
         except HfHubHTTPError as error:
             if error.response.status_code == 401:
-                raise PipelineError(f"--hf_repository {repo_id}: the hub refuses the token; log in again (hf auth login)") from None
+                raise PipelineError(f"{flag}: the hub refuses the token; log in again (hf auth login)") from None
             raise
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PipelineError(f"--hf_repository {repo_id}: the token may only read; log in with one that may write")
+    refusal = write_refusal(account, repo_id)
+    if refusal:
+        raise PipelineError(f"{flag}: {refusal}")
+
+
+def write_refusal(account: dict[str, Any], repo_id: str) -> str | None:
+    """Return why the hub would refuse a push to `repo_id`, from what it tells about the account and its token; None: it may.
+
+    A token of the role `fineGrained` lists its permissions for users, organizations and single repositories; the
+    account lists the organizations that it is in, and its role there.
+    """
+    owner = repo_id.partition("/")[0].casefold()
+    token = account.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        return "the token may only read; log in with one that may write"
+    scopes = token.get("fineGrained", {}).get("scoped")
+    if token.get("role") == "fineGrained" and scopes is not None:
+        writable = {str(scope.get("entity", {}).get("name")).casefold() for scope in scopes if "repo.write" in scope.get("permissions", [])}
+        if not writable & {owner, repo_id.casefold()}:
+            return f"the token may not write there (no repo.write for {owner}); change its permissions"
+        return None
+    roles = {org.get("name", "").casefold(): org.get("roleInOrg") for org in account.get("orgs", [])}
+    if owner not in roles and owner != account.get("name", owner).casefold():
+        return f"{owner} is neither your account ({account['name']}) nor one of its organizations; check the name"
+    return "your role in that organization is to read only; choose another owner" if roles.get(owner) == "read" else None
+
+
+def with_hub_retries(attempt: Callable[[], Any], name: str) -> Any:
+    """Return `attempt()`, tried again with growing pauses after a fault that may pass, and once after a conflict.
+
+    Such faults are 408, 429, 5xx and broken connections; a pause is at least what the hub's Retry-After asks for, up to
+    LONGEST_PAUSE.  A conflict (412) is a commit of somebody else since the repository was read.
+    """
+    pauses, conflicts = list(HUB_PAUSES), 0
+    while True:
+        try:
+            return attempt()
+        except Exception as error:
+            status, retry_after = _http_status(error)
+            if status == 412 and not conflicts:
+                conflicts += 1
+                print(f"{name}: somebody else has committed meanwhile; reading it again", file=sys.stderr)
+                continue
+            passing = status in (408, 429) or status >= 500 or (not status and _is_connection_error(causes(error)))
+            if not passing or not pauses or retry_after > LONGEST_PAUSE:
+                raise
+            pause = max(pauses.pop(0), retry_after)
+            print(f"{name}: {first_line(error)}; trying again in {pause} s ({len(HUB_PAUSES) - len(pauses)} of {len(HUB_PAUSES)})",
+                  file=sys.stderr)
+            time.sleep(pause)
+
+
+def _http_status(error: BaseException) -> tuple[int, int]:
+    """Return the status of the answer that an error speaks of, and its Retry-After in seconds; 0 where there is none."""
+    response = next((link.response for link in causes(error) if getattr(link, "response", None) is not None), None)
+    if response is None:
+        return 0, 0
+    retry_after = response.headers.get("Retry-After", "")
+    return response.status_code, int(retry_after) if retry_after.isdigit() else 0
 
 
 def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "model",
-                delete: Callable[[str], bool] = lambda name: False, keep_branch: str | None = None) -> str:
+                delete: re.Pattern | None = None, keep_branch: str | None = None) -> str:
     """Publish every file of `folder` to `repo_id` in one commit and return the commit's identifier.
 
-    The same commit deletes the repository's files for which `delete(name)` is true.  `keep_branch` names a
-    branch that is made first at the commit that was there before.  On failure the folder is untouched and
-    the PipelineError says how to repeat only the push.
+    The commit also deletes the repository's other files whose whole name matches `delete`; `keep_branch` names a branch
+    that is put before that at the commit which has them.  What the hub then holds is compared with the folder, by hashes.
+    On failure the folder is untouched, the repository is as it was, and a printed command repeats only the push.
+    """
+    try:
+        with hub_errors(f"publishing failed: {repo_type}", repo_id, "; check the network"):
+            local = {p.relative_to(folder).as_posix(): content_hashes(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+            return with_hub_retries(lambda: _push_once(folder, repo_id, message, repo_type, local, delete, keep_branch), repo_id)
+    except BaseException:  # Ctrl-C and SIGTERM too
+        command = ["python", str(Path(sys.argv[0]).with_name("pipeline_io.py")), "--push", str(folder), repo_id, "--message", message]
+        command += ["--repo_type", repo_type] if repo_type != "model" else []
+        command += ["--delete", delete.pattern] if delete else []
+        command += ["--keep_branch", keep_branch] if keep_branch else []
+        print(f"{folder} is complete on disk, and not published. To publish it alone:\n  {shlex.join(command)}", file=sys.stderr)
+        raise
+
+
+def _push_once(folder: Path, repo_id: str, message: str, repo_type: str, local: dict[str, tuple[str, str]], delete: re.Pattern | None,
+               keep_branch: str | None) -> str:
+    """Read the repository, commit what differs on top of what was read, and read it again; return the commit's identifier.
+
+    A commit that went through although its answer was lost is found by the next try, which then has nothing to do.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi()
-    with hub_errors(repo_type, repo_id):
-        try:
-            api.create_repo(repo_id, repo_type=repo_type, exist_ok=True)
-            info = api.repo_info(repo_id, repo_type=repo_type)
-            if keep_branch:
-                api.create_branch(repo_id, branch=keep_branch, revision=info.sha, repo_type=repo_type, exist_ok=True)
-            names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-            operations = [CommitOperationAdd(name, folder / name) for name in names]
-            stale = [s.rfilename for s in info.siblings or [] if delete(s.rfilename) and s.rfilename not in names]
-            operations += [CommitOperationDelete(name) for name in stale]
-            commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type,
-                                       parent_commit=info.sha)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise
-            print(f"publishing failed; {folder} is complete on disk. To publish it alone:\n"
-                  f"  hf upload {repo_id} {folder} . --repo-type {repo_type}", file=sys.stderr)
-            raise
-    return commit.oid
+    api.create_repo(repo_id, repo_type=repo_type, exist_ok=True)
+    parent = api.repo_info(repo_id, repo_type=repo_type).sha
+    present = hub_file_hashes(repo_id, repo_type, parent)
+    additions = [CommitOperationAdd(name, folder / name) for name, hashes in local.items() if present.get(name) not in hashes]
+    stale = [name for name in present if delete and delete.fullmatch(name) and name not in local]
+    commit = parent
+    if additions or stale:
+        api.preupload_lfs_files(repo_id, additions, repo_type=repo_type, free_memory=False)
+        if keep_branch and stale:
+            put_branch(repo_id, repo_type, keep_branch, parent)
+        operations = [*additions, *(CommitOperationDelete(name) for name in stale)]
+        commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, parent_commit=parent).oid
+    found = hub_file_hashes(repo_id, repo_type, commit)
+    wrong = [name for name, hashes in local.items() if found.get(name) not in hashes] + [name for name in stale if name in found]
+    if wrong:
+        raise PipelineError(f"{repo_type} {repo_id}: {wrong[0]} on the hub is not what was published (commit {commit}); publish it again")
+    return commit
+
+
+def content_hashes(path: Path) -> tuple[str, str]:
+    """Return the two names under which a hub knows a file: the SHA-256 of a large file, git's SHA-1 of a small one."""
+    large, small = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            large.update(block)
+            small.update(block)
+    return large.hexdigest(), small.hexdigest()
+
+
+def hub_file_hashes(repo_id: str, repo_type: str, commit: str) -> dict[str, str]:
+    """Return {name: SHA-256 of a large file, git's SHA-1 of a small one} of a commit, as the hub reports them."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = HfApi().list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)}
+
+
+def put_branch(repo_id: str, repo_type: str, branch: str, commit: str) -> None:
+    """Let `branch` point at `commit`, wherever in the history of that commit it pointed before.
+
+    Raises PipelineError where it points elsewhere: commits that only this branch holds would be lost.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    heads = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).branches}
+    if heads.get(branch) == commit:
+        return
+    if branch in heads:
+        history = {entry.commit_id for entry in api.list_repo_commits(repo_id, repo_type=repo_type, revision=commit)}
+        if heads[branch] not in history:
+            raise PipelineError(f"{repo_type} {repo_id}: its branch {branch} holds commits that main does not; rename that branch")
+        api.delete_branch(repo_id, branch=branch, repo_type=repo_type)
+    api.create_branch(repo_id, branch=branch, revision=commit, repo_type=repo_type)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Lineage: where an output comes from, told by the manifests
+# ---------------------------------------------------------------------------------------------------------------
+
+# What each stage reads: the argument that names it, and the entry that holds its manifest as it was then.
+INPUTS_OF_STAGE = {
+    "preprocess_data": (("input_file", None),),
+    "train": (("dataset", "dataset_manifest"),),
+    "merge_lora": (("hf_repository", "adapter_manifest"),),
+    "benchmarking": (("hf_repository", "fine_tuned_manifest"), ("dataset", "dataset_manifest")),
+}
+FILES_MATCH = "files match"
+
+
+def lineage(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield (line, whether it tells of a change) for the output at `path`, each stage behind it, and the code bases.
+
+    What counts is the copy of its input's manifest that a stage keeps; what lies at that place now is compared with it.
+    """
+    output = path.parent if path.is_file() and not manifest_path(path).is_file() else path
+    manifest = read_manifest(output)
+    if manifest is None or (output != path and path.name not in manifest["outputs"]):
+        raise PipelineError(f"{path}: no manifest tells where it comes from; name an output of one of the five stages")
+    change = changed_file(output, manifest)
+    yield from _lineage_of(str(output), manifest, change or FILES_MATCH, bool(change), set())
+
+
+def changed_file(output: Path, manifest: dict[str, Any]) -> str | None:
+    """Return what is wrong with the first file that is missing or differs from the manifest, or None."""
+    folder = output if output.is_dir() else output.parent
+    for name, digest in manifest["outputs"].items():
+        if not (folder / name).is_file():
+            return f"MISSING: {name}"
+        if sha256_file(folder / name) != digest:
+            return f"CHANGED: {name}"
+    return None
+
+
+def _lineage_of(place: str, manifest: dict[str, Any], state: str, changed: bool, seen: set[str]) -> Iterator[tuple[str, bool]]:
+    identity = combined_hash(manifest["outputs"])
+    if identity in seen:
+        return  # the data set that a benchmark and its model share
+    seen.add(identity)
+    stage, arguments = str(manifest.get("stage")), _mapping(manifest.get("arguments"))
+    inputs = [(str(arguments[name]), manifest.get(entry)) for name, entry in INPUTS_OF_STAGE.get(stage, ()) if arguments.get(name)]
+    base = {"train": arguments.get("model_name_or_path"), "merge_lora": manifest.get("base_model"),
+            "benchmarking": arguments.get("base_model")}.get(stage)
+    origins = [name for name, _ in inputs] + ([f"base model {base}"] if base else [])
+    yield _line(place, f"{stage}.py", str(manifest.get("created"))[:10], f"sha256 {identity[:12]}…", state,
+                f"from {', '.join(origins)}" if origins else ""), changed
+    followed = False
+    for name, then in inputs:
+        found, state, changed = _input_now(Path(name), then if "outputs" in _mapping(then) else None, manifest)
+        if found is None:
+            yield _line(name, state), changed
+        else:
+            followed = True
+            yield from _lineage_of(name, found, state, changed, seen)
+    for source in manifest.get("sources") or [] if not followed else []:
+        yield _line(_mapping(source).get("repository"), f"commit {_mapping(source).get('commit') or 'none: a plain folder'}"), False
+
+
+def _input_now(path: Path, then: dict[str, Any] | None, reader: dict[str, Any]) -> tuple[dict[str, Any] | None, str, bool]:
+    """Return (manifest to go on with, what is to be said of the input at `path`, whether that is a change)."""
+    if not path.exists():
+        return then, "is not here (removed, in another folder, or on the hub), not compared", False
+    now = read_manifest(path)
+    if now is None:
+        return then, "has no manifest, not compared", False
+    used = _mapping(reader.get("inputs"))
+    # a data set that is written again with the same rows has the same data_hash, and other files beside them
+    same = then is None or then["outputs"] == now["outputs"] or then.get("data_hash", 0) == now.get("data_hash")
+    if not same or any(now["outputs"].get(name, digest) != digest for name, digest in used.items()):
+        return then, f"WRITTEN AGAIN on {str(now.get('created'))[:10]}", True
+    change = changed_file(path, now)
+    return now, change or FILES_MATCH, bool(change)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}  # a manifest from elsewhere may hold anything
+
+
+def _line(*parts: object) -> str:
+    """Return the parts on one line, without what a terminal would obey."""
+    return redact("  ".join("".join(c if c.isprintable() else "?" for c in str(part)) for part in parts if part))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# This file as a script
+# ---------------------------------------------------------------------------------------------------------------
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Tell where an output comes from, or repeat a push that failed.", allow_abbrev=False)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--lineage", type=Path, metavar="PATH", help="tell where this model, data set or table comes from")
+    task.add_argument("--push", nargs=2, metavar=("FOLDER", "REPOSITORY"), help="publish a folder in one commit")
+    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(default: %(default)s)")
+    parser.add_argument("--message", default="Publish", help="of the commit (default: %(default)s)")
+    parser.add_argument("--delete", metavar="PATTERN", help="also delete the repository's other files whose name matches this "
+                                                            "regular expression (default: none)")
+    parser.add_argument("--keep_branch", help="branch that keeps what is deleted (default: none)")
+    args = parser.parse_args(argv)
+    run_stage(_show_lineage if args.lineage else _push, args)
+
+
+def _show_lineage(args: argparse.Namespace) -> None:
+    changes = 0
+    for line, change in lineage(args.lineage):
+        print(line, flush=True)
+        changes += change
+    if changes:
+        raise PipelineError(f"{args.lineage}: {changes} of its stages no longer match what was used; write them again, or remember it "
+                            "where you tell of the result")
+
+
+def _push(args: argparse.Namespace) -> None:
+    folder, repo_id = Path(args.push[0]), args.push[1]
+    try:
+        pattern = re.compile(args.delete) if args.delete else None
+    except re.error as error:
+        raise PipelineError(f"--delete {args.delete}: not a regular expression ({error})") from None
+    if not folder.is_dir():
+        raise PipelineError(f"--push {folder}: no such folder; name what a stage wrote")
+    check_hub_write(repo_id, args.repo_type)
+    check_manifest(folder)
+    commit = push_folder(folder, repo_id, args.message, args.repo_type, pattern, args.keep_branch)
+    print(f"published {args.repo_type} {repo_id} (commit {commit})")
+
+
+if __name__ == "__main__":
+    main()

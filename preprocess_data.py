@@ -62,6 +62,7 @@ from pipeline_io import (
     push_folder,
     run_stage,
     sha256_file,
+    write_json,
     write_manifest,
 )
 
@@ -894,10 +895,11 @@ def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) 
         raw = folder / "raw" / args.input_file.name
         raw.parent.mkdir()
         shutil.copyfile(args.input_file, raw)
-        for name in ("report.md", "report.png", "manifest.json"):
+        for name in ("report.md", "report.png"):
             shutil.copyfile(args.output_dir / name, folder / name)
-        manifest = json.loads((folder / "manifest.json").read_bytes())
+        manifest = json.loads((args.output_dir / "manifest.json").read_bytes())
         (folder / "README.md").write_text(data_set_card(args, manifest, counts, leakage), encoding="utf-8")
+        write_json(folder / "manifest.json", {**manifest, "outputs": hash_files(folder)})
     commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset")
     shutil.rmtree(staged)
     print(f"published data set {args.hf_repository} (commit {commit})")

@@ -279,7 +279,12 @@ def arguments(folders: SimpleNamespace, output: Path, *more: object) -> list[str
 
 def predictions(output: Path) -> dict[str, list[dict[str, Any]]]:
     """Return {file name: its rows, the header first}."""
-    return {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in sorted((output / "predictions").iterdir())}
+    return {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in prediction_files(output)}
+
+
+def prediction_files(output: Path) -> list[Path]:
+    """Return the files of the predictions, without those of the losses beside them."""
+    return [file for file in sorted((output / "predictions").iterdir()) if not file.name.endswith(".losses.jsonl")]
 
 
 @pytest.mark.usefixtures("short_methods")
@@ -298,9 +303,9 @@ def test_results_of_a_run(folders: SimpleNamespace, tmp_path: Path, capsys: pyte
             assert 0 < cell["p"] <= 1
     assert "budget:12" in metrics["sets"]["Kotlin"]["signature"]  # the data set's chunk_tokens
     assert (tmp_path / "results" / "chart.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "results" / "table.md").read_text().count("\n| ") == 7
+    assert (tmp_path / "results" / "table.md").read_text().count("\n| ") == 9
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
-    assert set(manifest["outputs"]) == {"metrics.json", "table.md", "chart.png"}
+    assert set(manifest["outputs"]) == {"metrics.json", "table.md", "report.md", "chart.png", "change.png"}
     found = predictions(tmp_path / "results")
     assert len(found) == 4
     for name in ("codexglue", "kotlin"):
@@ -333,7 +338,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(folders: SimpleNamespace, 
     """A rerun starts from nothing, keeps a torn prediction, or predicts something twice."""
     output = tmp_path / "results"
     benchmarking.main(arguments(folders, output, "--sample", 5))
-    whole = {file: file.read_bytes() for file in (output / "predictions").iterdir()}
+    whole = {file: file.read_bytes() for file in prediction_files(output)}
     metrics = json.loads((output / "metrics.json").read_text())
     for number, (file, content) in enumerate(sorted(whole.items())):
         lines = content.splitlines(keepends=True)
@@ -342,7 +347,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(folders: SimpleNamespace, 
     original = benchmarking.generate_batch
     monkeypatch.setattr(benchmarking, "generate_batch", lambda m, t, p, task: loads.append(len(p)) or original(m, t, p, task))
     benchmarking.main(arguments(folders, output, "--sample", 5))
-    assert {file: file.read_bytes() for file in (output / "predictions").iterdir()} == whole
+    assert {file: file.read_bytes() for file in prediction_files(output)} == whole
     assert loads == [1, 2, 1, 2, 2, 1, 2, 1]  # only what was missing
     assert json.loads((output / "metrics.json").read_text()) == metrics
 
@@ -352,7 +357,7 @@ def test_an_interrupted_run_goes_on_to_the_same_files(folders: SimpleNamespace, 
     monkeypatch.undo()
     monkeypatch.setattr(benchmarking, "CODEXGLUE_MAX_NEW_TOKENS", 5)  # another budget: other predictions, the old ones stay
     benchmarking.main(arguments(folders, output, "--sample", 5))
-    now = {file: file.read_bytes() for file in (output / "predictions").iterdir()}
+    now = {file: file.read_bytes() for file in prediction_files(output)}
     assert len(now) == 6
     assert whole.items() <= now.items()
 
@@ -452,7 +457,7 @@ def test_scores_are_those_of_the_whole_set_and_intervals_hold_them() -> None:
         predicted = [word if i % 3 else word[::-1] for i, word in enumerate(WORDS)]
         cells = compare(Scores(task_of(WORDS, groups), WORDS[1:] + WORDS[:1]), Scores(task_of(WORDS, groups), predicted), 0)
         assert cells["BLEU"]["fine_tuned"] == pytest.approx(corpus_bleu(WORDS, predicted), abs=1e-3)
-        similarity = np.mean([edit_similarity(r, p) for r, p in zip(WORDS, predicted, strict=True)])
+        similarity = np.mean([round(edit_similarity(r, p)) for r, p in zip(WORDS, predicted, strict=True)])
         assert cells["edit similarity"]["fine_tuned"] == pytest.approx(similarity, abs=1e-3)
         exact = 100 * np.mean([r == p for r, p in zip(WORDS, predicted, strict=True)])
         assert cells["first line exact, %"]["fine_tuned"] == pytest.approx(exact, abs=1e-3)
@@ -467,12 +472,12 @@ def test_scores_are_those_of_the_whole_set_and_intervals_hold_them() -> None:
 def simulated(generator: np.random.Generator, effect: float, groups: int = 50) -> list[SimpleNamespace]:
     """Return the sums of two models whose true edit similarities are 50 and 50 + effect; files share their difficulty."""
     sizes = generator.integers(1, 6, size=groups)
-    base, tuned = np.zeros((groups, 13)), np.zeros((groups, 13))
+    base, tuned = np.zeros((groups, 17)), np.zeros((groups, 17))
     for table, shift in ((base, 0.0), (tuned, effect)):
         table[:, 0] = sizes
         table[:, 1] = sizes * (50 + shift + generator.normal(0, 5, groups)) + np.sqrt(sizes) * generator.normal(0, 10, groups)
-        table[:, 3:7], table[:, 7:11] = sizes[:, None], 2.0 * sizes[:, None]
-        table[:, 11:] = 5.0 * sizes[:, None]
+        table[:, 7:11], table[:, 11:15] = sizes[:, None], 2.0 * sizes[:, None]
+        table[:, 15:] = 5.0 * sizes[:, None]
     return [SimpleNamespace(sums=base), SimpleNamespace(sums=tuned)]
 
 
@@ -512,7 +517,7 @@ def test_table_fits_a_terminal_of_100_columns(tmp_path: Path, capsys: pytest.Cap
     benchmarking.report(metrics, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     table = lines[:next(i for i, line in enumerate(lines) if line.startswith("base: b"))]
-    assert sum("37.53 [33.61, 42.53]" in line and "-25.19 [-30.12, -20.45]" in line for line in table) == 6
+    assert sum("37.53 [33.61, 42.53]" in line and "-25.19 [-30.12, -20.45]" in line for line in table) == 8
     assert max(map(len, table)) <= 100
     assert any("forgot some Python" in line for line in lines)
     assert "| Kotlin, n=20000 | BLEU | 37.53 [33.61, 42.53] |" in (tmp_path / "table.md").read_text()

@@ -1,6 +1,7 @@
 """bleu.py: the benchmark's BLEU against a plain implementation, degenerate corpora, and the command line."""
 import math
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,33 @@ def test_score_is_within_its_scale_and_100_for_a_copy(pairs: list[tuple[str, str
     assert 0 <= bleu.corpus_bleu(references, predictions) <= 100 + 1e-9
     if any(reference.split() for reference in references):
         assert bleu.corpus_bleu(references, references) == pytest.approx(100)
+
+
+def plain_statistics(reference: str, prediction: str) -> list[int]:
+    """The ten numbers of one pair, from Counters of tuples."""
+    counts = [[Counter(zip(*(text.split()[i:] for i in range(order)), strict=False)) for text in (reference, prediction)]
+              for order in (1, 2, 3, 4)]
+    return [*((expected & found).total() for expected, found in counts), *(found.total() for _, found in counts),
+            len(reference.split()), len(prediction.split())]
+
+
+@settings(max_examples=200, deadline=None)
+@given(CORPORA, st.sampled_from([1, 2, 3, 500]))
+def test_statistics_are_those_of_each_pair_alone(pairs: list[tuple[str, str]], block: int) -> None:
+    """An example is credited with n-grams of its neighbour, or the examples at the end of a block are counted wrongly."""
+    references, predictions = zip(*pairs, strict=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bleu, "BLOCK_EXAMPLES", block)
+        assert bleu.corpus_statistics(references, predictions).tolist() == [plain_statistics(*pair) for pair in pairs]
+
+
+def test_statistics_of_a_large_corpus() -> None:
+    """What is right for a few short lines is wrong for a vocabulary and lines of real size."""
+    draw = random.Random(0)
+    words = [f"word{i}" for i in range(3000)]
+    texts = [[" ".join(draw.choices(words[:draw.choice((3, 50, 3000))], k=draw.randrange(150))) for _ in range(1100)] for _ in range(2)]
+    texts[1][::3] = texts[0][::3]
+    assert bleu.corpus_statistics(*texts).tolist() == [plain_statistics(*pair) for pair in zip(*texts, strict=True)]
 
 
 @settings(max_examples=50, deadline=None)
