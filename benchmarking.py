@@ -732,7 +732,7 @@ def complete_rows(file: Path, header: dict[str, Any], batches: list[list[int]], 
     if processes.rank == 0:
         found = len(join_files(file, header, batches, task))
         if found:
-            print(f"{what}: {found} of {len(task.examples)} found in {file}", file=sys.stderr)
+            print(f"{what}: {found} of {len(task.examples)} examples found in {file}", file=sys.stderr)
     processes.wait()
     done = read_rows(file, header, batches, task)
     missing = [batch for batch in batches if batch[0] not in done]

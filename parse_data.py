@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pipeline_io import (
     PipelineError,
@@ -57,6 +57,7 @@ STALL_SECONDS = 300  # git reports progress all the time; a server that is silen
 PASSING_FAULT = re.compile(
     r"early EOF|RPC failed|hung up|timed out|reset by peer|Connection refused|unexpected disconnect|"
     r"error: 5\d\d|error: 429|Operation too slow|Temporary failure|Empty reply", re.IGNORECASE)
+CREDENTIAL_HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$PARSE_DATA_USER" "$PARSE_DATA_PASSWORD"; }; f'
 GIT_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",  # a missing right is an error, never a question
     "GIT_ASKPASS": "",
@@ -170,14 +171,18 @@ def _process_alive(pid: str) -> bool:
 def split_credentials(url: str) -> tuple[str, dict[str, str]]:
     """Return (url without user and password, environment that makes git use them all the same).
 
-    The credentials live in the environment of the git process alone: not in its arguments, its configuration
-    file, its messages, nor in anything that this script writes.
+    The credentials live in the environment of the git processes alone: not in their arguments, which every user of the
+    machine can read, nor in a configuration file, a message or anything that this script writes.  Git asks for them
+    where that server, and no other, wants them; the user's own helpers are left out, one of which might store them.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
         return url, {}
-    clean = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return clean, {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{url}.insteadOf", "GIT_CONFIG_VALUE_0": clean}
+    server = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=server)), {
+        "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "credential.helper", "GIT_CONFIG_VALUE_0": "",
+        "GIT_CONFIG_KEY_1": f"credential.{parts.scheme}://{server}.helper", "GIT_CONFIG_VALUE_1": CREDENTIAL_HELPER,
+        "PARSE_DATA_USER": unquote(parts.username or ""), "PARSE_DATA_PASSWORD": unquote(parts.password or "")}
 
 
 def git_url(location: str) -> str:

@@ -891,6 +891,8 @@ def train(args: argparse.Namespace) -> None:
         describe(args, model, data, trainer, steps, device, precision, seconds_per_token)
         if args.dry_run:
             show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)
+            with contextlib.suppress(OSError):
+                checkpoints.rmdir()  # the Trainer made it; one that holds checkpoints stays
             return
         if resume_from:
             trainer.load_best(resume_from / BEST_ADAPTER)

@@ -29,7 +29,7 @@ def run_training(args: argparse.Namespace, settings: dict[str, Any], folder: Pat
     command = [sys.executable, ROOT / "train.py", "--model_name_or_path", args.model_name_or_path, "--dataset", args.dataset,
                "--output_dir", folder / "adapter", "--quantization", "none", "--max_train_samples", args.examples,
                "--max_validation_samples", args.validation_examples, "--eval_steps", steps, "--overwrite", "--seed", args.seed,
-               "--lora_alpha", 2 * settings["lora_r"]]
+               "--precision", args.precision, "--lora_alpha", 2 * settings["lora_r"]]
     for name, value in settings.items():
         command += [f"--{name}", value]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=320)
     parser.add_argument("--validation_examples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="auto", help="as train.py has it (default: %(default)s)")
     parser.add_argument("--learning_rates_only", action="store_true", help="for a second model: is the best one of like size?")
     args = parser.parse_args()
     changes = [{"learning_rate": rate} for rate in LEARNING_RATES] if args.learning_rates_only else CHANGES

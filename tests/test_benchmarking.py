@@ -1,5 +1,6 @@
 """benchmarking.py: CodeXGLUE's text format, where a method ends, greedy decoding in batches, what a rerun finds, and the statistics."""
 import ast
+import importlib.util
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import tokenize
+import weakref
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +37,7 @@ from benchmarking import (
     plain_python,
 )
 from bleu import corpus_bleu
-from pipeline_io import encode_prompts
+from pipeline_io import PipelineError, encode_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 CODEXGLUE = Path(__file__).parents[2] / "shared" / "codexglue"
@@ -202,7 +204,7 @@ def test_decoding_in_batches_is_what_generate_does(architecture: str) -> None:
     import torch
 
     model, tokenizer, budget = tiny_models.make_model(architecture), tiny_models.make_tokenizer(), 24
-    rows = prompts()
+    rows = prompts(8)
     assert len({len(row) for row in rows}) > 2
     with torch.inference_mode():
         free = [model.generate(torch.tensor([row]), do_sample=False, max_new_tokens=budget, pad_token_id=0)[0, len(row):].tolist()
@@ -228,6 +230,76 @@ def test_decoding_in_batches_is_what_generate_does(architecture: str) -> None:
     assert sizes == [sum(len(tokens) > step for tokens in expected) for step in range(max(lengths))]  # those that ended have left
 
 
+def test_rows_leave_a_cache_with_a_sliding_window() -> None:
+    """A model with a sliding window writes something else in a batch than alone: its window covers the padding, or another row."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    settings = tiny_models.make_model("qwen2").config.to_dict() | {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1,
+                                                                   "layer_types": None}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(type(tiny_models.make_model("qwen2").config)(**settings), dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.12)
+    tokenizer, rows = tiny_models.make_tokenizer(), prompts(6)
+    lengths = iter((3, 9, 5, 16, 12, 7))
+    with torch.inference_mode():
+        free = [model.generate(torch.tensor([row]), do_sample=False, max_new_tokens=16, pad_token_id=0)[0, len(row):].tolist()
+                for row in rows]
+        ends = {tokenizer.decode(tokens[:next(lengths)]) for tokens in free}
+        found = generate_batch(model, tokenizer, rows, free_task(16, lambda text: len(text) if text in ends else None))
+    assert [tokenizer.decode(tokens).startswith(result["text"]) for tokens, result in zip(free, found, strict=True)] == [True] * 6
+    assert len({result["tokens"] for result in found}) > 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 300), max_size=40))
+def test_the_stop_rule_sees_the_whole_text_at_every_token(tokens: list[int]) -> None:
+    """A character of several tokens, or bytes that are none, shift the text that the stop rule sees: a method ends elsewhere."""
+    tokenizer, seen = tiny_models.make_tokenizer(), []
+    written = benchmarking.Continuation(tokenizer, free_task(100, lambda text: seen.append(text)), {0})
+    for token in [*tokens, *tokenizer("é ☃ 𝄞\n    x")["input_ids"]]:
+        assert not written.add(token)
+    assert seen == [tokenizer.decode(written.tokens[:n + 1], skip_special_tokens=True) for n in range(len(written.tokens))]
+    assert written.result()["text"] == seen[-1]
+    assert written.add(0)
+    assert written.result()["tokens"] == len(written.tokens) == len(seen) - 1  # the result asked once more; the end token is not counted
+
+
+def test_a_prompt_longer_than_the_context_loses_its_beginning() -> None:
+    """A long prompt breaks the run, or is cut at its end, and the model continues the middle of a function."""
+    model, tokenizer, (row, *_) = tiny_models.make_model("gpt2"), tiny_models.make_tokenizer(), prompts(1)
+    long = (row * (2 * tiny_models.CONTEXT // len(row)))
+    assert generate_batch(model, tokenizer, [long], free_task(8)) == generate_batch(model, tokenizer, [long[-tiny_models.CONTEXT + 8:]],
+                                                                                  free_task(8))
+    with pytest.raises(PipelineError, match="leaves no room for a prompt"):
+        generate_batch(model, tokenizer, [row], free_task(tiny_models.CONTEXT))
+
+
+def test_vllm_results_are_cut_where_the_stop_rule_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --engine vllm a prediction keeps what follows its end.  vLLM needs a GPU: here it is the model itself that answers."""
+    model, tokenizer, rows = tiny_models.make_model("llama"), tiny_models.make_tokenizer(), prompts()
+
+    def generate(requests: list[dict[str, list[int]]], sampling: SimpleNamespace, use_tqdm: bool) -> list[SimpleNamespace]:
+        import torch
+
+        assert sampling.temperature == 0
+        assert sampling.max_tokens == 24
+        tokens = [model.generate(torch.tensor([r["prompt_token_ids"]]), do_sample=False, max_new_tokens=24, pad_token_id=0,
+                                 eos_token_id=sampling.stop_token_ids)[0, len(r["prompt_token_ids"]):].tolist() for r in requests]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=found)]) for found in tokens]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace, TokensPrompt=dict))
+    free = generate_batch(model, tokenizer, rows, free_task(24))
+    rule = free_task(24, lambda text: 5 if text.startswith(free[0]["text"][:9]) else None)
+    loaded = SimpleNamespace(config=model.config, generation_config=model.generation_config, generate=generate)
+    found = benchmarking.generate_with_vllm(loaded, tokenizer, rows, rule)
+    assert found == generate_batch(model, tokenizer, rows, rule)
+    assert found[0]["ended"]
+    assert found != free
+
+
 def test_a_stop_rule_ends_its_row_alone() -> None:
     """The end of one method cuts the predictions beside it, or the text behind the end is kept."""
     import torch
@@ -244,10 +316,13 @@ def test_a_stop_rule_ends_its_row_alone() -> None:
     assert [stopped[i] for i in others] == [free[i] for i in others]
 
 
-def test_batches_hold_every_example_once_by_length() -> None:
-    """Examples are predicted twice or never, or another run cuts other batches."""
+def test_batches_hold_every_example_once_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples are predicted twice or never, a batch is too large for the memory, or another run cuts other batches."""
     lengths = [5, 1, 9, 5, 2, 7, 7]
-    assert benchmarking.plan_batches(lengths, 3) == [[1, 4, 0], [3, 5, 6], [2]]
+    assert benchmarking.plan_batches(lengths, 3, 10) == [[2, 5, 6], [0, 3, 4], [1]]
+    monkeypatch.setattr(benchmarking, "BATCH_TOKENS", 34)
+    assert benchmarking.plan_batches(lengths, 3, 10) == [[2], [5, 6], [0, 3], [4, 1]]
+    assert benchmarking.plan_batches(lengths, 3, 100) == [[i] for i in (2, 5, 6, 0, 3, 4, 1)]
 
 
 # The stage
@@ -353,13 +428,108 @@ def test_an_interrupted_run_goes_on_to_the_same_files(folders: SimpleNamespace, 
 
     monkeypatch.setattr(benchmarking, "load_model", None)  # nothing is missing: no model is loaded
     benchmarking.main(arguments(folders, output, "--sample", 5))
-    assert "5 of 5 predictions found" in capsys.readouterr().err
+    assert "5 of 5 examples found" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(benchmarking, "CODEXGLUE_MAX_NEW_TOKENS", 5)  # another budget: other predictions, the old ones stay
     benchmarking.main(arguments(folders, output, "--sample", 5))
     now = {file: file.read_bytes() for file in prediction_files(output)}
     assert len(now) == 6
     assert whole.items() <= now.items()
+
+
+@pytest.mark.usefixtures("short_methods")
+def test_what_several_processes_left_is_found_again(folders: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a run of several processes that was killed are lost, taken twice, or end in another order."""
+    output = tmp_path / "results"
+    benchmarking.main(arguments(folders, output, "--batch_size", 1))
+    whole = {file: file.read_bytes() for file in (output / "predictions").iterdir()}
+    for file in prediction_files(output):
+        header, *rows = whole[file].splitlines(keepends=True)
+        file.write_bytes(header + rows[0])
+        Path(f"{file}.part0").write_bytes(header + rows[4])
+        Path(f"{file}.part1").write_bytes(header + rows[0] + rows[2] + rows[3][:9])
+    made = []
+    original = benchmarking.generate_batch
+    monkeypatch.setattr(benchmarking, "generate_batch", lambda m, t, p, task: made.append(len(p)) or original(m, t, p, task))
+    benchmarking.main(arguments(folders, output, "--batch_size", 1))
+    assert made == [1] * 12  # rows 1, 3 and 5 of each of the four
+    assert {file: file.read_bytes() for file in (output / "predictions").iterdir()} == whole
+
+
+def test_several_processes_write_what_one_does(folders: SimpleNamespace, tmp_path: Path) -> None:
+    """torchrun gives other predictions, scores or files than one process, or leaves examples out."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command, output in (([], "one"), (torchrun, "two")):
+        done = subprocess.run([sys.executable, *command, str(ROOT / "benchmarking.py"), *arguments(folders, tmp_path / output)],
+                              env=environment, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote ") == 1
+    one, two = ({file.relative_to(tmp_path / output).as_posix(): file.read_bytes() for file in (tmp_path / output).rglob("*")
+                 if file.is_file() and file.name != "manifest.json"} for output in ("one", "two"))
+    assert one == two
+    assert len([name for name in one if name.startswith("predictions/")]) == 8
+
+
+@pytest.mark.usefixtures("short_methods")
+@pytest.mark.parametrize("fits", [3, 1, 0])
+def test_out_of_memory_halves_the_batch(fits: int, folders: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture) -> None:
+    """A batch too large for the memory ends the run, loses examples or changes what they say; or a traceback tells of it."""
+    import torch
+
+    benchmarking.main(arguments(folders, tmp_path / "whole", "--batch_size", 6))
+    expected = [{row["id"]: row for row in rows[1:]} for rows in predictions(tmp_path / "whole").values()]
+    original = benchmarking.load_model
+
+    def load(*args: Any) -> Any:
+        def check(module: Any, args: Any, kwargs: Any) -> None:
+            if kwargs.get("use_cache") and len(kwargs["input_ids"]) > fits:
+                raise torch.OutOfMemoryError("no memory")
+        model = original(*args)
+        model.register_forward_pre_hook(check, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr(benchmarking, "load_model", load)
+    capsys.readouterr()
+    if fits:
+        benchmarking.main(arguments(folders, tmp_path / "halved", "--batch_size", 6))
+        found = [{row["id"]: row for row in rows[1:]} for rows in predictions(tmp_path / "halved").values()]
+        assert {row["rows"] for rows in expected for row in rows.values()} == {6}
+        assert {row["rows"] for rows in found for row in rows.values()} == {fits}
+        assert found == [{key: row | {"rows": fits} for key, row in rows.items()} for rows in expected]
+        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("out of memory")]
+        assert len(told) == 4 * {3: 1, 1: 3}[fits]  # of 6 prompts 3, and then 2 and 1
+    else:
+        with pytest.raises(SystemExit) as stop:
+            benchmarking.main(arguments(folders, tmp_path / "halved", "--batch_size", 6))
+        assert stop.value.code == 1
+        assert "error: out of memory with a single prompt" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("short_methods")
+def test_another_model_costs_one_model(folders: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture) -> None:
+    """The base model predicts everything again for each repository, or both models are in memory together."""
+    loaded: list[tuple[str, Any]] = []
+    original = benchmarking.load_model
+
+    def load(source: Any, base: Any, precision: str) -> Any:
+        assert all(model() is None for _, model in loaded)
+        model = original(source, base, precision)
+        loaded.append((source.name, weakref.ref(model)))
+        return model
+
+    monkeypatch.setattr(benchmarking, "load_model", load)
+    benchmarking.main(arguments(folders, tmp_path / "results"))
+    assert [name for name, _ in loaded] == [str(folders.base), str(folders.merged)]
+    benchmarking.main(arguments(folders, tmp_path / "results", "--hf_repository", folders.adapter))
+    assert [name for name, _ in loaded[2:]] == [str(folders.adapter)]
+    capsys.readouterr()
+    benchmarking.main(arguments(folders, tmp_path / "results", "--max_new_tokens", 3))  # other settings of the Kotlin set alone
+    told = capsys.readouterr().err
+    assert told.count(" differs in max_new_tokens; ") == 2
+    assert "CodeXGLUE (Python): 6 of 6 examples found" in told
 
 
 @pytest.mark.usefixtures("short_methods")
@@ -380,7 +550,8 @@ def test_an_adapter_predicts_what_its_merge_does(folders: SimpleNamespace, tmp_p
 
 @pytest.mark.parametrize(("change", "named"), [("both", "side by side"), ("pickle", "pickled weights"), ("missing", "no such folder"),
                                                ("empty file", "holds no example"), ("no field", "no field 'docstring'"),
-                                               ("base is adapter", "is an adapter"), ("no test split", "no split 'test'")])
+                                               ("base is adapter", "is an adapter"), ("vllm", "vllm is not installed"),
+                                               ("no test split", "no split 'test'")])
 def test_mistakes_are_one_line(change: str, named: str, folders: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A mistake costs a traceback, or the time of a whole run before it is found, or a model is scored with its adapter applied twice."""
     from datasets import load_from_disk
@@ -400,6 +571,10 @@ def test_mistakes_are_one_line(change: str, named: str, folders: SimpleNamespace
         more = ["--hf_repository", model]
     elif change == "base is adapter":
         more = ["--base_model", folders.adapter]
+    elif change == "vllm":
+        if importlib.util.find_spec("vllm"):
+            pytest.skip("vllm is installed here")
+        more = ["--engine", "vllm"]
     elif change == "no test split":
         data = load_from_disk(str(folders.data))
         data.pop("test")

@@ -466,9 +466,23 @@ def test_a_data_set_whose_push_failed_is_published_by_the_next_run(hub: Hub, raw
 # Secrets
 # ---------------------------------------------------------------------------------------------------------------
 
+class WatchfulGitHandler(GitHandler):
+    """Notes the command lines of the git processes that run while it is asked; every user of a machine can read them."""
+    commands: set[bytes]
+
+    def answer(self) -> None:
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                command = process.read_bytes()
+                self.commands |= {command} if b"/code/" in command and RUN_MANY.encode() not in command else set()
+        super().answer()
+
+    do_GET = do_POST = answer
+
+
 def test_no_secret_leaks(hub: Hub, base_model: Path, raw_file: Path, tmp_path: Path) -> None:
     """A token or a password is published, stands in a file, or in the log that a user pastes into a forum."""
-    handler = type("Handler", (GitHandler,), {"root": raw_file.parent})
+    handler = type("Handler", (WatchfulGitHandler,), {"root": raw_file.parent, "commands": set()})
     password, in_url = "s3cr@t", "s3cr%40t"  # what that server asks for
     hub.add("tester/base", base_model)
     environment = hub.environment(
@@ -492,11 +506,12 @@ def test_no_secret_leaks(hub: Hub, base_model: Path, raw_file: Path, tmp_path: P
     assert f"Bearer {WRITE_TOKEN}" in {request.headers.get("authorization") for request in hub.requests}  # it was used
     uploaded = [content for repository in hub.repositories.values() for commit in repository.commits.values()
                 for file in commit.files.values() for content in [file.content or hub.large.get(file.sha256, b"")]]
+    assert handler.commands or not Path("/proc").is_dir()
     asked = [request.body + request.path.encode() for request in hub.requests]
     written = [path.read_bytes() for path in written_files(tmp_path)]
     for secret in (WRITE_TOKEN, password, in_url, base64.b64encode(f"user:{password}".encode()).decode()):
         for name, places in (("uploaded", uploaded), ("asked", asked), ("written", written), ("printed", [done.stdout.encode()]),
-                             ("logged", [done.stderr.encode()])):
+                             ("logged", [done.stderr.encode()]), ("run", handler.commands)):
             found = next((place for place in places if secret.encode() in place), b"")
             at = found.find(secret.encode())
             assert not found, (name, found[max(0, at - 200):at + 60])

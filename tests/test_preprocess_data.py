@@ -712,7 +712,8 @@ def test_any_text_goes_through_the_workers(tokenizer_folder: Path, tmp_path_fact
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(["1" * 39, "2" * 40, "a" * 199, "b" * 200, "x", "1", " ", "\n", "\u2003", "\x1c", "é"]), max_size=12).map("".join))
+@given(st.lists(st.sampled_from(["1" * 39, "2" * 40, "a" * 199, "b" * 200, "x", "1", " ", "\n", "\u2003", "\x1c", "é"]),
+                max_size=12).map("".join))
 def test_the_quick_look_for_large_values_finds_what_the_pattern_finds(text: str) -> None:
     """A file with a value of hundreds of characters passes as one without."""
     assert preprocess_data.has_large_value(text) == (preprocess_data.LARGE_VALUE.search(text) is not None)

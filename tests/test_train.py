@@ -435,22 +435,27 @@ train.main(sys.argv[1:])
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model_folder: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of the adapter that an undisturbed run writes."""
+def undisturbed(model_folder: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of the adapter that an undisturbed run writes, by the quantization of the base model."""
     import torch
 
     torch.set_num_threads(1)
-    output = tmp_path_factory.mktemp("undisturbed") / "adapter"
-    train.main(command(model_folder, dataset_folder, output, *INTERRUPTED))
-    return (output / "adapter_model.safetensors").read_bytes()
+    found = {}
+    for quantization in ("none", "nf4"):
+        output = tmp_path_factory.mktemp("undisturbed") / "adapter"
+        train.main(command(model_folder, dataset_folder, output, *INTERRUPTED, "--quantization", quantization))
+        found[quantization] = (output / "adapter_model.safetensors").read_bytes()
+    return found
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int, model_folder: Path, dataset_folder: Path, tmp_path: Path,
-                                              undisturbed: bytes, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("number", "code", "quantization"), [(signal.SIGTERM, 143, "none"), (signal.SIGKILL, -signal.SIGKILL, "none"),
+                                                              (signal.SIGKILL, -signal.SIGKILL, "nf4")])
+def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int, quantization: str, model_folder: Path,
+                                              dataset_folder: Path, tmp_path: Path, undisturbed: dict[str, bytes],
+                                              capsys: pytest.CaptureFixture) -> None:
     """After a kill in the second epoch, --resume sees other examples or another optimizer state: another adapter."""
 
-    arguments = command(model_folder, dataset_folder, tmp_path / "adapter", *INTERRUPTED)
+    arguments = command(model_folder, dataset_folder, tmp_path / "adapter", *INTERRUPTED, "--quantization", quantization)
     process = subprocess.Popen([sys.executable, "-c", WAITING_RUN, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     while "WAITING" not in (line := process.stdout.readline()):
@@ -470,7 +475,7 @@ def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int,
 
     train.main([*arguments, "--resume"])
     assert "going on from" in capsys.readouterr().out
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed[quantization]
     steps = [row["step"] for row in curve_of(tmp_path / "adapter") if "train_loss" in row]
     assert steps == list(range(1, 13))
     assert not list((tmp_path / "adapter.checkpoints").glob("*"))
@@ -563,7 +568,7 @@ def test_damaged_checkpoints_are_passed_over(damage: str, stopped: Path, tmp_pat
 
 
 def test_a_checkpoint_written_over_a_damaged_one_is_whole(stopped: Path, model_folder: Path, dataset_folder: Path, tmp_path: Path,
-                                                          undisturbed: bytes, capsys: pytest.CaptureFixture) -> None:
+                                                          undisturbed: dict[str, bytes], capsys: pytest.CaptureFixture) -> None:
     """After one damaged checkpoint every later one of that step is taken for damaged as well, and the work since is lost."""
 
     shutil.copytree(stopped, tmp_path / "run")
@@ -581,7 +586,7 @@ def test_a_checkpoint_written_over_a_damaged_one_is_whole(stopped: Path, model_f
     captured = capsys.readouterr()
     assert "checkpoint-6: scheduler.pt has changed" in captured.err
     assert "checkpoint-4" in captured.out
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed["none"]
 
 
 def test_callback_ends_a_diverged_run() -> None:
