@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from measure import ROOT, machine, skip
+
 from train import LIMIT, REFERENCE, STAGE, child  # perf/train.py
 
 EXAMPLE_TOKENS, GOAL = 200, 100_000
@@ -58,7 +59,8 @@ def main() -> None:
         build(folder, args.tokenizer, args.examples)
         rate, parameters = map(float, child(LIMIT, folder / "model", "bf16").split())
         limit = rate / 4 / parameters
-        print(f"matrix products: {rate / 1e12:.0f} TFLOP/s in bf16, at 4 FLOP a parameter and token {limit:,.0f} tokens a second", flush=True)
+        print(f"matrix products: {rate / 1e12:.0f} TFLOP/s in bf16, at 4 FLOP a parameter and token {limit:,.0f} tokens a second",
+              flush=True)
         candidates = [("LoRA, bf16", STAGE, ["none"]), ("QLoRA, NF4", STAGE, ["nf4"]), ("reference recipe, bf16 LoRA", REFERENCE, [])]
         for label, code, quantization in candidates:
             more = [ROOT, "--quantization", *quantization] if quantization else []
@@ -66,7 +68,8 @@ def main() -> None:
             found = json.loads(child(code, folder / "model", folder / "dataset", examples, "bf16", folder / label.split(",")[0], *more))
             tokens = EXAMPLE_TOKENS * found["examples_per_second"]
             print(f"{label}: {tokens:,.0f} tokens a second ({tokens / limit:.0%} of the limit), {found['peak_bytes'] / 1e9:.1f} GB at its "
-                  f"peak, {GOAL / found['examples_per_second'] / 60:.0f} minutes for {GOAL:,} examples of {EXAMPLE_TOKENS} tokens", flush=True)
+                  f"peak, {GOAL / found['examples_per_second'] / 60:.0f} minutes for {GOAL:,} examples of {EXAMPLE_TOKENS} tokens",
+                  flush=True)
 
 
 if __name__ == "__main__":
