@@ -17,6 +17,7 @@ Run:    python merge_lora.py --hf_repository models/adapter
 """
 import argparse
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -335,8 +336,8 @@ def dequantized_nf4(tensor: StoredTensor, stream: IO, transposed: bool) -> Any:
 
 
 def write_shard(file: Path, tensors: list[StoredTensor], targets: dict[str, LoraPair], dtype: Any, nf4: bool,
-                advance: Callable[[int], Any]) -> dict[str, int]:
-    """Write one safetensors file, streaming; return {tensor: size in bytes}.
+                advance: Callable[[int], Any]) -> tuple[dict[str, int], dict[str, str]]:
+    """Write one safetensors file, streaming; return {tensor: size in bytes}, and {tensor: SHA-256} of those that were merged.
 
     The format: 8 bytes with the header's length, the header as JSON, the tensors' bytes in the order of the header.
     """
@@ -344,6 +345,7 @@ def write_shard(file: Path, tensors: list[StoredTensor], targets: dict[str, Lora
 
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     sizes: dict[str, int] = {}
+    hashes: dict[str, str] = {}
     position = 0
     for tensor in tensors:
         kind = (dtype or tensor.dtype) if tensor.dtype.is_floating_point else tensor.dtype
@@ -356,25 +358,36 @@ def write_shard(file: Path, tensors: list[StoredTensor], targets: dict[str, Lora
     with open(file, "wb") as out, open(tensors[0].file, "rb", buffering=0) as stream:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
+            digest = hashlib.sha256()
             for rows in merged_rows(tensor, targets.get(tensor.name), dtype or tensor.dtype, nf4, stream):
-                out.write(rows.contiguous().flatten().view(torch.uint8).numpy().data)
+                data = rows.contiguous().flatten().view(torch.uint8).numpy().data
+                out.write(data)
+                if tensor.name in targets:
+                    digest.update(data)
+            if tensor.name in targets:
+                hashes[tensor.name] = digest.hexdigest()
             advance(tensor.size)
-    return sizes
+    return sizes, hashes
 
 
 def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, LoraPair], shards: list[list[StoredTensor]],
-                dtype_name: str, nf4: bool) -> None:
-    """Fill `folder` with the merged weights, the index, the configuration and the adapter's tokenizer."""
+                dtype_name: str, nf4: bool) -> dict[str, str]:
+    """Fill `folder` with the merged weights, the index, the configuration and the adapter's tokenizer.
+
+    Returns {tensor: SHA-256 of its bytes} of the tensors that were merged.
+    """
     import torch
     from tqdm import tqdm
 
     dtype = None if dtype_name == "base" else getattr(torch, dtype_name)
     weight_map: dict[str, str] = {}
+    merged: dict[str, str] = {}
     total_size = 0
     with tqdm(total=sum(t.size for shard in shards for t in shard), unit="B", unit_scale=True, desc="merging", disable=None) as bar:
         for tensors in shards:
             name = tensors[0].file.name
-            sizes = write_shard(folder / name, tensors, targets, dtype, nf4, bar.update)
+            sizes, hashes = write_shard(folder / name, tensors, targets, dtype, nf4, bar.update)
+            merged |= hashes
             weight_map.update(dict.fromkeys(sizes, name))
             total_size += sum(sizes.values())
     if len(shards) > 1:
@@ -390,6 +403,7 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base)).save_pretrained(str(folder))
+    return merged
 
 
 def model_card(name: str, base_name: str, merged_into: str, adapter_config: dict[str, Any], manifest: dict[str, Any] | None) -> str:
@@ -517,7 +531,7 @@ def merge(args: argparse.Namespace) -> None:
     base = fetch_base(base_name, base_revision)
     quiet_libraries()
     pairs = read_adapter(adapter, config)
-    shards = [list_tensors(file) for file in base_shards(base)]
+    shards = [tensors for file in base_shards(base) if (tensors := list_tensors(file))]
     targets = locate_targets(pairs, [tensor for shard in shards for tensor in shard], base, args.base == "nf4")
     needed = sum(t.size for shard in shards for t in shard) * (2 if args.dtype == "float32" else 1)
     args.output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -525,7 +539,7 @@ def merge(args: argparse.Namespace) -> None:
         raise PipelineError(f"--output_dir {args.output_dir}: {needed / 1e9:.1f} GB are needed and not free; free some space")
     print(f"base model {base_name} ({'its NF4 values' if args.base == 'nf4' else 'its checkpoint'}), {len(pairs)} matrices to merge")
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
-        write_model(base, adapter, folder, targets, shards, args.dtype, args.base == "nf4")
+        merged = write_model(base, adapter, folder, targets, shards, args.dtype, args.base == "nf4")
         name = args.hf_repository if on_hub else args.output_dir.name
         (folder / "README.md").write_text(model_card(name, base_name, args.base, config, read_manifest(adapter)), encoding="utf-8")
         proof = None
@@ -537,7 +551,7 @@ def merge(args: argparse.Namespace) -> None:
             print("not verified" + (": too little memory for it (--verify on tries all the same)" if args.verify == "auto" else ""))
         write_manifest(folder / "manifest.json", args, hash_files(folder), started, base_model=base_name,
                        inputs={ADAPTER_WEIGHTS: sha256_file(adapter / ADAPTER_WEIGHTS)}, merged_into=args.base, verification=proof,
-                       adapter_manifest=read_manifest(adapter), counts={"merged_matrices": len(pairs)})
+                       merged_tensors=merged, adapter_manifest=read_manifest(adapter), counts={"merged_matrices": len(pairs)})
     print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
     if on_hub:
         commit = push_folder(args.output_dir, args.hf_repository, "Merge the adapter into the base model",

@@ -1,4 +1,5 @@
 """merge_lora.py: the merged weights against PEFT's and against float64, and what must be refused before anything is written."""
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny_models
+from safetensors import safe_open
 
 import merge_lora
 from pipeline_io import PipelineError
@@ -231,6 +233,10 @@ def test_merged_folder_is_an_ordinary_model(pair: Path, tmp_path: Path, capsys: 
     assert set(manifest["outputs"]) == names - {"manifest.json"}
     assert manifest["verification"]["top_token_agreement"] >= 0.9
     assert manifest["counts"]["merged_matrices"] == 14
+    with safe_open(tmp_path / "merged" / "model.safetensors", "np") as stored:  # a reader can check each merged tensor by itself
+        assert {name: hashlib.sha256(stored.get_tensor(name).tobytes()).hexdigest() for name in manifest["merged_tensors"]} == \
+            manifest["merged_tensors"]
+    assert len(manifest["merged_tensors"]) == 14
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged", trust_remote_code=False)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").eos_token == tiny_models.END_OF_TEXT
 
