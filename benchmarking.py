@@ -19,10 +19,12 @@ first line is exact, 0 to 100; and the mean loss a token of the reference behind
 Intervals are 95 % percentile bootstraps (Efron 1979); differences are paired and tested by approximate randomization
 (Noreen 1989); examples of one file are resampled together.
 
-Memory: one model at a time and the cache of one batch.  Time: linear in examples times new tokens.
+Memory: one model at a time and the cache of one batch; a batch that does not fit is halved.  Time: linear in examples
+times new tokens; a row that has ended costs nothing more.  A run that was killed goes on with the last whole batch.
 
 Run:    python benchmarking.py --hf_repository models/merged
 Quick:  python benchmarking.py --hf_repository models/merged --sample 50
+GPUs:   torchrun --nproc_per_node 2 benchmarking.py --hf_repository models/merged
 """
 import argparse
 import contextlib
@@ -653,7 +655,10 @@ def join_processes() -> Processes:
         import torch
 
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= gpus:
+                raise PipelineError(f"torchrun: process {local + 1} on a machine with {gpus} GPUs; give --nproc_per_node {gpus}")
+            torch.cuda.set_device(local)
         # they wait for the slowest of them, for hours with a large set
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     return processes
