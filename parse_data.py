@@ -55,8 +55,8 @@ ATTEMPTS, FIRST_DELAY_SECONDS = 4, 2
 STALL_SECONDS = 300  # git reports progress all the time; a server that is silent for so long hangs
 # What git says when trying again can help, as opposed to a wrong name or a missing right.
 PASSING_FAULT = re.compile(
-    r"early EOF|RPC failed|hung up|timed out|reset by peer|Connection refused|could(?: not|n't) connect|"
-    r"unexpected disconnect|error: 5\d\d|error: 429|Operation too slow|Temporary failure|Empty reply", re.IGNORECASE)
+    r"early EOF|RPC failed|hung up|timed out|reset by peer|Connection refused|unexpected disconnect|"
+    r"error: 5\d\d|error: 429|Operation too slow|Temporary failure|Empty reply", re.IGNORECASE)
 CREDENTIAL_HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$PARSE_DATA_USER" "$PARSE_DATA_PASSWORD"; }; f'
 GIT_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",  # a missing right is an error, never a question
