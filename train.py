@@ -753,7 +753,8 @@ def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples, se
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def completions() -> list[str]:
-        with torch.inference_mode(), trainer.compute_loss_context_manager():
+        # eager: with --torch_compile, each new length of the cache would be compiled
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"), trainer.compute_loss_context_manager():
             return texts(model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=SHOWN_TOKENS, do_sample=False, use_cache=True,
                                         pad_token_id=tokenizer.eos_token_id)[:, longest:].tolist())
 

@@ -308,7 +308,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.change:
                 fault.change()
             if fault.release:
-                fault.release.wait(60)
+                fault.release.wait(300)
             if fault.broken == "before":
                 self.close_connection = True
                 return

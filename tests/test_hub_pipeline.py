@@ -69,7 +69,7 @@ def stage(folder: Path, script: str, *arguments: object, environment: dict[str, 
           fails: bool = False) -> subprocess.CompletedProcess:
     """Run a script in `folder` as a user does; it has to succeed, or with `fails` to end with code 1."""
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=folder, env=environment, capture_output=True,
-                          text=True, timeout=180)
+                          text=True, timeout=600)
     assert done.returncode == (1 if fails else 0), done.stderr
     return done
 
@@ -105,7 +105,7 @@ def results_of(done: subprocess.CompletedProcess) -> list[tuple[int, str]]:
 
 
 def in_python(code: str, environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -424,10 +424,10 @@ def test_an_interrupted_push_changes_nothing(number: int, hub: Hub, folder: Path
                "--keep_branch", "adapter"]
     environment = hub.environment(tmp_path / "cache")
     running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert held.arrived.wait(60)
+    assert held.arrived.wait(300)
     running.send_signal(number)
     held.release.set()
-    _, stderr = running.communicate(timeout=60)
+    _, stderr = running.communicate(timeout=300)
     assert running.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
     assert number == signal.SIGKILL or "To publish it alone:" in stderr
     assert hub.repository("tester/model").branches == {"main": before.id}

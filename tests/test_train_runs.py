@@ -1,6 +1,7 @@
 """train.py: whole runs: replay, the best adapter, early stopping, dry runs, trackers, compiled blocks, several processes."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,16 @@ def test_gradient_checkpointing_learns_the_same(model_folder: Path, dataset_fold
     plain, checkpointed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "checkpointed"))
     for name in plain:
         assert plain[name].sub(checkpointed[name]).abs().max() < 1e-5
+
+
+def test_compiled_blocks_learn_the_same(model_folder: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    """--torch_compile changes the result, or compiles the generation of the report's samples token by token."""
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    train.main(command(model_folder, dataset_folder, tmp_path / "eager", "--max_steps", 1))
+    train.main(command(model_folder, dataset_folder, tmp_path / "compiled", "--max_steps", 1, "--torch_compile"))
+    for a, b in zip(curve_of(tmp_path / "eager"), curve_of(tmp_path / "compiled"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
 
 
 def test_two_processes_learn_what_one_does(model_folder: Path, dataset_folder: Path, tmp_path: Path) -> None:
