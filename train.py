@@ -16,7 +16,7 @@ Memory: the model, activations in proportion to --tokens_per_batch (auto: as man
 bytes a token of the sampled examples (100,000 examples of 200 tokens: 80 MB).  Time: linear in the tokens.
 
 Run:    python train.py
-        torchrun --nproc_per_node 4 train.py      on four GPUs: the same steps, each shared out
+        torchrun --nproc_per_node 4 train.py      # on four GPUs: the same steps, each shared out
 Quick:  python train.py --model_name_or_path SMALL_MODEL --max_train_samples 200 --quantization none
 """
 import argparse

@@ -88,7 +88,7 @@ def test_defaults_agree_with_the_interface() -> None:
                   "learning_rate": 1e-3, "num_train_epochs": 1.0, "max_steps": 0, "seed": 0, "output_dir": Path("models/adapter")},
         "merge_lora": {"output_dir": Path("models/merged"), "dtype": "base"},
         "benchmarking": {"base_model": "microsoft/phi-1_5", "dataset": "data/kotlin_prepared_dataset", "sample": 500,
-                         "codexglue_file": Path("data/test_codexglue.jsonl"), "batch_size": 32, "output_dir": Path("results")},
+                         "codexglue_file": Path("data/test_codexglue.jsonl"), "batch_size": 128, "output_dir": Path("results")},
     }
     for script, defaults in expected.items():
         required = ["--hf_repository", "x"] if script in ("merge_lora", "benchmarking") else []
