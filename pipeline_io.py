@@ -5,6 +5,9 @@ A stage calls `run_stage` from its `main`, reads with `read_jsonl` or `load_exam
 (`write_manifest`), which the next stage checks (`check_manifest`) and puts its own manifest on top of.
 
 Memory: files are streamed line by line or in blocks of 1 MiB; nothing here grows with the size of a file.
+
+Run:    python pipeline_io.py --lineage results                            where a table, model or data set comes from
+        python pipeline_io.py --push models/merged OWNER/NAME              publish a folder in one commit
 """
 import argparse
 import contextlib
@@ -940,6 +943,7 @@ def _line(*parts: object) -> str:
 # ---------------------------------------------------------------------------------------------------------------
 
 def main(argv: list[str] | None = None) -> None:
+    """Tell where an output comes from, or publish a folder, as a stage whose push failed says that it can be repeated."""
     parser = argparse.ArgumentParser(description="Tell where an output comes from, or repeat a push that failed.", allow_abbrev=False)
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--lineage", type=Path, metavar="PATH", help="tell where this model, data set or table comes from")

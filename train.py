@@ -160,10 +160,9 @@ def sample_replay(path: Path, number: int, validation_number: int, seed: int) ->
     if first_validation < number:
         raise PipelineError(f"--replay_dataset {path}: {number} examples are needed for training and {max(0, first_validation)} of its "
                             f"{count} are for that; give a larger file, or lower --replay_fraction or --max_train_samples")
-    draw = random.Random(seed)
-    training = set(draw.sample(range(first_validation), number))
-    held_out = range(first_validation, count)
-    validation = set(held_out if not 0 < validation_number < len(held_out) else draw.sample(held_out, validation_number))
+    training = set(random.Random(seed).sample(range(first_validation), number))
+    held_out = range(first_validation, count)  # drawn from apart, so that runs with other shares are validated on the same lines
+    validation = set(held_out if not 0 < validation_number < len(held_out) else random.Random(seed).sample(held_out, validation_number))
     found: tuple[Pairs, Pairs] = (([], []), ([], []))
     with open(path, "rb") as file:
         for i, line in enumerate(file):
