@@ -33,6 +33,7 @@ from pipeline_io import (
     check_hub_write,
     check_local_model,
     check_replaceable,
+    combined_hash,
     duration,
     encode_prompts,
     hash_files,
@@ -512,6 +513,20 @@ def choose_base(args: argparse.Namespace, config: dict[str, Any], adapter: Path)
     return named, config.get("revision")
 
 
+def check_trained_base(manifest: dict[str, Any] | None, name: str, base: Path) -> None:
+    """Raise PipelineError where the base model is not, by its weights or its commit, the one that train.py wrote into the manifest."""
+    expected = (manifest or {}).get("base_model_hash")
+    if not expected:
+        return  # an adapter from elsewhere
+    if Path(name).is_dir():
+        found = combined_hash({file.name: sha256_file(file) for file in sorted(base.glob("*.safetensors"))})
+    else:
+        found = base.name  # the hub's cache names a snapshot's folder for its commit
+    if found != expected:
+        raise PipelineError(f"base model {name}: is not the one that the adapter was trained on ({found[:12]}, not {expected[:12]}); "
+                            f"get that one, or say --base_model {name} to merge into this one all the same")
+
+
 def merge(args: argparse.Namespace) -> None:
     """Merge the adapter of --hf_repository into its base model, write it to --output_dir, publish it for a hub name."""
     started = time.time()
@@ -529,6 +544,8 @@ def merge(args: argparse.Namespace) -> None:
     config = read_adapter_config(adapter)
     base_name, base_revision = choose_base(args, config, adapter)
     base = fetch_base(base_name, base_revision)
+    if not args.base_model:
+        check_trained_base(read_manifest(adapter), base_name, base)
     quiet_libraries()
     pairs = read_adapter(adapter, config)
     shards = [tensors for file in base_shards(base) if (tensors := list_tensors(file))]

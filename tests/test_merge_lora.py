@@ -10,7 +10,7 @@ import tiny_models
 from safetensors import safe_open
 
 import merge_lora
-from pipeline_io import PipelineError
+from pipeline_io import PipelineError, combined_hash, sha256_file
 
 Tensors = dict[str, Any]
 
@@ -319,6 +319,22 @@ def test_damaged_adapters_are_refused(change: str, named: str, pair: Path, tmp_p
     elif change == "both":
         shutil.copy(pair / "base" / "model.safetensors", adapter)
     assert named in refusal(capsys, adapter, tmp_path / "merged")
+
+
+def test_a_base_that_has_changed_since_training_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The folder of the base model holds another model now, of the same shape: the merge is of two that never met."""
+    base = tiny_models.save_model(tmp_path / "base", "llama")
+    adapter = tiny_models.save_adapter(tmp_path / "adapter", base)
+    trained_on = combined_hash({"model.safetensors": sha256_file(base / "model.safetensors")})
+    (adapter / "manifest.json").write_text(json.dumps({"manifest_version": 1, "base_model_hash": trained_on, "outputs": {}}))
+    command = ["--hf_repository", str(adapter), "--output_dir", str(tmp_path / "merged"), "--verify", "off"]
+    merge_lora.main(command)
+    tiny_models.save_model(base, "llama", seed=5)
+    with pytest.raises(SystemExit) as stop:
+        merge_lora.main(command)
+    assert stop.value.code == 1
+    assert "is not the one that the adapter was trained on" in capsys.readouterr().err
+    merge_lora.main([*command, "--base_model", str(base)])
 
 
 def test_another_base_model_is_refused(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
