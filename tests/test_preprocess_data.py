@@ -19,7 +19,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import preprocess_data
-from preprocess_data import choose_split, cut_windows, drop_reason, find_cuts, split_into_chunks, strip_copyright
+from preprocess_data import (
+    LINE,
+    OTHER_PUNCTUATION,
+    STATEMENT,
+    WHITE_SPACE,
+    WITHIN_WORD,
+    choose_split,
+    cut_windows,
+    drop_reason,
+    find_cuts,
+    split_into_chunks,
+    strip_copyright,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("train", "validation", "test")
@@ -180,9 +192,9 @@ def test_offsets_from_lengths_are_those_of_the_library(tokenizer_folder: Path, t
         return
     fast = preprocess_data.offsets_from_lengths(text, lengths[np.array(encoding.ids)])
     slow = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    (position, possible, good), (expected_position, expected_possible, expected_good) = find_cuts(text, fast), find_cuts(text, slow)
-    assert (possible == expected_possible).all()
-    assert (good == expected_good).all()
+    (position, ranks), (expected_position, expected_ranks) = find_cuts(text, fast), find_cuts(text, slow)
+    assert ranks == expected_ranks
+    possible = np.frombuffer(ranks, dtype=np.uint8) > 0
     assert (position[possible] == expected_position[possible]).all()
 
 
@@ -198,37 +210,77 @@ def test_windows_of_a_text_hold_text(offsets_of: Callable[[str], np.ndarray], te
     offsets = offsets_of(text)
     if not len(offsets):
         return
-    position, possible, good = find_cuts(text, offsets)
-    for start, cut, end in position[np.array(cut_windows(possible, good, chunk, stride), dtype=np.int64).reshape(-1, 3)].tolist():
+    position, ranks = find_cuts(text, offsets)
+    for start, cut, end in position[np.array(cut_windows(ranks, chunk, stride), dtype=np.int64).reshape(-1, 3)].tolist():
         assert 0 <= start < cut < end <= len(text)
 
 
 @st.composite
-def boundaries(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Draw where cuts are possible and where they are good."""
+def boundaries(draw: st.DrawFn) -> bytes:
+    """Draw the ranks of boundaries; in some draws most places are within words, or no places at all."""
     count = draw(st.integers(1, 150))
-    possible = np.array(draw(st.lists(st.booleans(), min_size=count + 1, max_size=count + 1)))
-    possible[[0, -1]] = True
-    good = possible & np.array(draw(st.lists(st.booleans(), min_size=count + 1, max_size=count + 1)))
-    good[[0, -1]] = True
-    return possible, good
+    kinds = draw(st.lists(st.integers(0, LINE), min_size=1, max_size=8))
+    return bytes([LINE, *draw(st.lists(st.sampled_from(kinds), min_size=count - 1, max_size=count - 1)), LINE])
 
 
-@given(cuts=boundaries(), chunk=st.integers(1, 60), stride=st.integers(1, 60))
-@settings(deadline=None, max_examples=200)
-def test_cut_windows_invariants(cuts: tuple[np.ndarray, np.ndarray], chunk: int, stride: int) -> None:
-    """A completion is evaluated twice or has a hole behind it, a cut splits a character, or cutting does not end."""
-    possible, good = cuts
-    count = len(possible) - 1
-    for windows in (cut_windows(possible, good, chunk, 0), cut_windows(possible, good, chunk, stride)):
+@given(ranks=boundaries(), chunk=st.integers(1, 60), stride=st.integers(1, 60))
+@settings(deadline=None, max_examples=300)
+def test_cut_windows_invariants(ranks: bytes, chunk: int, stride: int) -> None:
+    """A chunk is longer than --chunk_tokens, a completion is evaluated twice or has a hole behind it, a cut splits a character."""
+    count = len(ranks) - 1
+    for windows in (cut_windows(ranks, chunk, 0), cut_windows(ranks, chunk, stride)):
         assert all(0 <= start < cut < end <= count for start, cut, end in windows)
-        assert all(possible[list(window)].all() for window in windows)
+        assert all(ranks[place] for window in windows for place in window)
         assert [w[0] for w in windows] == sorted({w[0] for w in windows})
-    windows = cut_windows(possible, good, chunk, 0)
+        for window in windows:
+            for low, high in itertools.pairwise(window):
+                assert high - low <= chunk or not any(ranks[low + 1:high])  # one character of more tokens than that
+    windows = cut_windows(ranks, chunk, 0)
     for before, after in itertools.pairwise(windows):
         assert after[0] == before[1]
         assert after[1] == before[2]  # the next completion begins where this one ends
-    assert all(good[start] for start, _, _ in cut_windows(possible, good, chunk, stride))
+    if windows and all(ranks):
+        assert windows[-1][2] == count  # no rest is left that no completion holds
+
+
+def test_every_place_of_a_file_is_in_a_completion_of_train() -> None:
+    """With a stride smaller than a chunk, the end of a file is never trained on."""
+    for count in range(20, 700):
+        assert cut_windows(bytes([LINE] * (count + 1)), 100, 35)[-1][2] == count
+
+
+@pytest.mark.parametrize(("ranks_near_the_end", "expected"), [
+    ({100: WITHIN_WORD}, 100),
+    ({99: OTHER_PUNCTUATION}, 99),
+    ({99: OTHER_PUNCTUATION, 95: WHITE_SPACE}, 95),
+    ({99: WHITE_SPACE, 90: STATEMENT, 85: STATEMENT}, 90),
+    ({99: STATEMENT, 98: WHITE_SPACE, 82: LINE}, 82),
+    ({99: STATEMENT, 80: LINE}, 99),  # not near the end
+    ({79: STATEMENT, 60: LINE, 40: LINE}, 60),  # nothing near the end: the second half
+    ({40: LINE}, 100),  # nothing in the second half: between two characters
+    ({100: 0, 99: 0, 98: 0}, 97),  # within a character
+])
+def test_the_order_of_places_to_cut(ranks_near_the_end: dict[int, int], expected: int) -> None:
+    """A chunk ends in the middle of a statement although a line ends close by, or is cut far too short for the sake of one."""
+    ranks = bytearray([WITHIN_WORD] * 301)
+    for place, rank in ranks_near_the_end.items():
+        ranks[place] = rank
+    assert cut_windows(bytes(ranks), 100, 0)[0][:2] == (0, expected)
+
+
+@pytest.mark.parametrize(("text", "ranks"), [
+    ("a;b", [WITHIN_WORD, STATEMENT]),
+    ("a.b", [WITHIN_WORD, OTHER_PUNCTUATION]),
+    ("a b", [WHITE_SPACE, WITHIN_WORD]),
+    ("a)\n b", [WITHIN_WORD, LINE, LINE, WITHIN_WORD]),
+    ("a{ b", [WITHIN_WORD, STATEMENT, WITHIN_WORD]),
+    ("a \nb", [WHITE_SPACE, WITHIN_WORD, LINE]),
+    ("$_é", [WITHIN_WORD, WITHIN_WORD]),
+])
+def test_ranks_of_places(text: str, ranks: list[int]) -> None:
+    """A place to cut is taken for another kind."""
+    offsets = np.array([(i, i + 1) for i in range(len(text))])
+    assert list(find_cuts(text, offsets)[1]) == [LINE, *ranks, LINE]
 
 
 @pytest.mark.parametrize(("count", "stride", "expected"), [
@@ -236,24 +288,23 @@ def test_cut_windows_invariants(cuts: tuple[np.ndarray, np.ndarray], chunk: int,
     (400, 0, [(0, 100, 200), (100, 200, 300), (200, 300, 400)]),
     (50, 0, [(0, 25, 50)]),
     (19, 0, []),
-    (203, 0, [(0, 100, 203)]),
+    (203, 0, [(0, 100, 151), (100, 151, 203)]),  # no chunk of 103, and no completion of 3
+    (105, 0, [(0, 52, 105)]),
 ])
 def test_cut_windows_where_every_place_is_good(count: int, stride: int, expected: list[tuple[int, int, int]]) -> None:
     """Chunks are longer or shorter than --chunk_tokens, or windows slide by another step than --stride_tokens."""
-    everywhere = np.ones(count + 1, dtype=bool)
-    windows = cut_windows(everywhere, everywhere, 100, stride)
+    windows = cut_windows(bytes([LINE] * (count + 1)), 100, stride)
     full = [window for window in windows if window[2] - window[1] >= 100]
     assert full == expected or windows == expected
 
 
-def test_cuts_are_behind_punctuation_and_before_white_space(offsets_of: Callable[[str], np.ndarray]) -> None:
-    """Chunks end in the middle of a name."""
-    text = "fun first(a: Int) = second(a)\n" * 60
-    chunks = split_into_chunks(text, offsets_of(text), 20)
+def test_chunks_of_code_end_at_the_ends_of_lines(offsets_of: Callable[[str], np.ndarray]) -> None:
+    """Chunks end in the middle of a line of code, or hold more tokens than --chunk_tokens."""
+    text = "val s = f(a)\n" * 60
+    chunks = split_into_chunks(text, offsets_of(text), 40)
     assert len(chunks) > 10
-    for left, right in itertools.pairwise(chunks):
-        assert not left[-1].isalnum() or right[0].isspace(), (left, right)
-    assert all(10 <= len(offsets_of(chunk)) <= 22 for chunk in chunks[:-1])
+    assert all(chunk.startswith("val") and chunk.endswith("\n") for chunk in chunks)
+    assert all(len(offsets_of(chunk)) <= 40 for chunk in chunks)
 
 
 # ---------------------------------------------------------------------------------------------------------------
