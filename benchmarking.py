@@ -38,6 +38,7 @@ import re
 import shutil
 import sys
 import time
+import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -50,10 +51,13 @@ import numpy as np
 
 from bleu import bleu_of_sums, corpus_statistics
 from pipeline_io import (
+    MANIFEST,
+    MODEL_FILES,
     PipelineError,
     atomic_file,
     check_hub_write,
     check_local_model,
+    check_manifest,
     choose_precision,
     combined_hash,
     device_name,
@@ -72,11 +76,13 @@ from pipeline_io import (
     read_jsonl,
     run_stage,
     sha256_file,
+    sweep_leftovers,
     torch_dtype,
     write_json,
     write_manifest,
 )
 
+OUTPUTS = ("metrics.json", "table.md", "report.md", "chart.png", "change.png")
 CODEXGLUE_DATASET, CODEXGLUE_FILE = "microsoft/codexglue_method_generation", "test.jsonl"
 CODEXGLUE_EXAMPLES = 20_000  # a file of another length is a stand-in, and its scores are not published as CodeXGLUE's
 CODEXGLUE_FIELDS = {"signature": str, "docstring": str, "body": str}
@@ -338,9 +344,10 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int) -> Ta
 class ModelSource:
     """A model to be evaluated: its name, its identity, the folder of its adapter if it is one, and its commit on the hub."""
     name: str
-    identity: str  # hub commit, or combined hash of the folder's weights
+    identity: str  # hub commit, or combined hash of the folder's weights and settings
     adapter: str | None = None
     commit: str | None = None
+    weights_hash: str | None = None  # of a folder's weights alone
 
 
 def identify_model(name: str, revision: str | None) -> ModelSource:
@@ -355,7 +362,11 @@ def identify_model(name: str, revision: str | None) -> ModelSource:
         if is_adapter and any(file.name.startswith("model") for file in weights):
             raise PipelineError(f"model {name}: holds an adapter and merged weights side by side, and a load would apply the adapter "
                                 "twice; move one of them away")
-        return ModelSource(name, combined_hash({file.name: sha256_file(file) for file in weights}), name if is_adapter else None)
+        known = check_manifest(folder, MODEL_FILES) or {"outputs": {}}
+        weights_hash = combined_hash({file.name: known["outputs"].get(file.name) or sha256_file(file) for file in weights})
+        settings = {file.name: sha256_file(file) for file in sorted(folder.glob("*.json")) if file.name != MANIFEST}
+        return ModelSource(name, combined_hash({"weights": weights_hash, **settings}), name if is_adapter else None,
+                           weights_hash=weights_hash)
     from huggingface_hub import snapshot_download
 
     with hub_errors("model", name):
@@ -686,14 +697,15 @@ def note_other_settings(file: Path, header: dict[str, Any]) -> None:
 def read_rows(file: Path, header: dict[str, Any], batches: list[list[int]], task: Task) -> dict[int, dict[str, Any]]:
     """Return the rows of whole batches in `file`, by example; the batches in it follow the plan, and some may be missing.
 
-    A torn last line, and a batch that is not whole, is left out; with another header, everything.
+    What follows a line that is torn or damaged, and a batch that is not whole, is left out; with another header, everything.
     """
     lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []  # what follows the last line end is torn
     rows = []
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(unsealed_row(line))
         except ValueError:
+            print(f"{file}, line {number}: damaged; what follows is done again", file=sys.stderr)
             break
     done: dict[int, dict[str, Any]] = {}
     if rows and rows[0] != {"header": header}:
@@ -708,6 +720,20 @@ def read_rows(file: Path, header: dict[str, Any], batches: list[list[int]], task
     return done
 
 
+def sealed_row(row: dict[str, Any]) -> str:
+    """Return the row as a line of JSON with a checksum of the rest as its last field."""
+    text = json.dumps(row, ensure_ascii=False)
+    return f'{text[:-1]}, "crc32": {zlib.crc32(text.encode())}}}\n'
+
+
+def unsealed_row(line: bytes) -> dict[str, Any]:
+    """Return the row of a line, without its checksum; ValueError where that is not the line's."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or row.pop("crc32", None) != zlib.crc32(json.dumps(row, ensure_ascii=False).encode()):
+        raise ValueError("not the row that was written")
+    return row
+
+
 def join_files(file: Path, header: dict[str, Any], batches: list[list[int]], task: Task) -> dict[int, dict[str, Any]]:
     """Bring the rows of `file` and of the parts beside it into `file`, whole batches in the order of the plan; return them."""
     parts = sorted(file.parent.glob(f"{file.name}.part*"))
@@ -715,7 +741,7 @@ def join_files(file: Path, header: dict[str, Any], batches: list[list[int]], tas
     for source in (file, *parts):
         done.update(read_rows(source, header, batches, task))
     rows = [{"header": header}, *(done[i] for batch in batches for i in batch if i in done)]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    text = "".join(map(sealed_row, rows)).encode()
     if not file.is_file() or file.read_bytes() != text:
         with atomic_file(file, binary=True) as out:
             out.write(text)
@@ -747,11 +773,11 @@ def complete_rows(file: Path, header: dict[str, Any], batches: list[list[int]], 
     with (open(own, "a", encoding="utf-8") as out, torch.inference_mode(),
           tqdm(total=sum(map(len, share)), desc=what, unit=" examples", disable=True if processes.rank else None) as bar):
         if not in_order:
-            out.write(json.dumps({"header": header}, ensure_ascii=False) + "\n")
+            out.write(sealed_row({"header": header}))
         for batch in share:
             for i, row in zip(batch, make(batch), strict=True):
                 done[i] = {"id": task.examples[i].id} | row
-                out.write(json.dumps(done[i], ensure_ascii=False) + "\n")
+                out.write(sealed_row(done[i]))
             out.flush()
             bar.update(len(batch))
     processes.wait()
@@ -1303,6 +1329,15 @@ def score_set(task: Task, predictions: list[list[str]], losses: list[list[tuple[
     return entry, change
 
 
+def warn_of_another_base(base: ModelSource, manifest: dict[str, Any] | None) -> None:
+    """Say where the base model is not the one that the fine-tuned model's manifest names by its weights or its commit."""
+    trained_on = {**((manifest or {}).get("adapter_manifest") or {}), **(manifest or {})}.get("base_model_hash")
+    if trained_on and trained_on not in (base.weights_hash, base.commit):
+        found = base.weights_hash or base.commit or "unknown"
+        print(f"WARNING: --base_model {base.name} is not the model that was fine-tuned ({found[:12]}, not {trained_on[:12]}): "
+              "the difference is not that of the training alone", file=sys.stderr)
+
+
 def prediction_header(task: Task, source: ModelSource, base: ModelSource, args: argparse.Namespace, precision: str,
                       device: str) -> dict[str, Any]:
     """Return all that a model's predictions of a set depend on: the first line of their file."""
@@ -1328,6 +1363,9 @@ def benchmark(args: argparse.Namespace) -> None:
     if sources[0].adapter:
         raise PipelineError(f"--base_model {args.base_model}: is an adapter; name the model that it was trained on")
     check_adapter_base(sources[1], args.base_model)
+    fine_tuned_manifest = find_manifest(args.hf_repository, revision=args.revision)
+    dataset_manifest = find_manifest(args.dataset, "dataset")
+    warn_of_another_base(sources[0], fine_tuned_manifest)
 
     quiet_libraries()
     processes = join_processes()
@@ -1343,6 +1381,10 @@ def benchmark(args: argparse.Namespace) -> None:
     losses: dict[tuple[int, str], list[tuple[float, int]]] = {}
     # the first process holds the output for all
     with output_lock(args.output_dir / "metrics.json") if processes.rank == 0 else contextlib.nullcontext():
+        if processes.rank == 0:
+            for file in [*map(args.output_dir.joinpath, OUTPUTS), args.output_dir / "manifest.json",
+                         *(args.output_dir / "predictions").glob("*.jsonl")]:
+                sweep_leftovers(file)  # the lock on the metrics is on all of them
         for which, source in enumerate(sources):
             # each is loaded where it is needed first, and let go before the next
             model = functools.cache(lambda source=source: load_model(source, sources[0], precision))
@@ -1370,11 +1412,9 @@ def benchmark(args: argparse.Namespace) -> None:
                 precision)
         report(metrics, args.output_dir)
         write_report(metrics, tasks, predictions, changes, args.output_dir, args.seed)
-        outputs = {name: sha256_file(args.output_dir / name)
-                   for name in ("metrics.json", "table.md", "report.md", "chart.png", "change.png")}
+        outputs = {name: sha256_file(args.output_dir / name) for name in OUTPUTS}
         write_manifest(args.output_dir / "manifest.json", args, outputs, started, data={t.name: t.settings for t in tasks},
-                       fine_tuned_manifest=find_manifest(args.hf_repository, revision=args.revision),
-                       dataset_manifest=find_manifest(args.dataset, "dataset"))
+                       fine_tuned_manifest=fine_tuned_manifest, dataset_manifest=dataset_manifest)
     print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
     if args.update_card:
         print(f"wrote the scores into {update_card(args.hf_repository, card_results(metrics, tasks))}")

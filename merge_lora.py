@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline_io import (
+    MODEL_FILES,
     PipelineError,
     atomic_folder,
     check_hub_write,
     check_local_model,
+    check_manifest,
     check_replaceable,
     combined_hash,
     duration,
@@ -541,6 +543,8 @@ def merge(args: argparse.Namespace) -> None:
             print(f"{args.hf_repository} is merged already; nothing to do (the adapter is in its branch {ADAPTER_BRANCH})")
             return
     adapter = fetch_adapter(args.hf_repository, None)
+    if not on_hub:
+        check_manifest(adapter, MODEL_FILES)
     config = read_adapter_config(adapter)
     base_name, base_revision = choose_base(args, config, adapter)
     base = fetch_base(base_name, base_revision)

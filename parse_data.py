@@ -22,7 +22,6 @@ import json
 import os
 import re
 import select
-import shutil
 import stat
 import sys
 import time
@@ -34,6 +33,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pipeline_io import (
+    TEMPORARY,
     PipelineError,
     atomic_file,
     duration,
@@ -41,6 +41,7 @@ from pipeline_io import (
     output_lock,
     positive_int,
     redact,
+    remove_folder,
     run_stage,
     sha256_file,
     sweep_leftovers,
@@ -136,24 +137,33 @@ def clone_folder(path: Path) -> Iterator[Path]:
     """Make the folder `path` for this run and remove it afterwards, whatever happens.
 
     A folder that carries our marker was left by a killed run and is swept.  Anything else that exists at `path`
-    is not ours: PipelineError, and it is not touched.
+    is not ours: PipelineError, and it is not touched.  The folder gets its marker before it gets its name, and loses
+    the name first: whenever the run is killed, what is left is known for ours.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}{TEMPORARY}-"
+    temporary = path.with_name(f"{prefix}{os.getpid()}")
     if path.is_dir() and not path.is_symlink() and (path / CLONE_MARKER).is_file():
         if _process_alive((path / CLONE_MARKER).read_text()):
             raise PipelineError(f"--clone_path {path}: another run is using it; wait for it or choose another path")
-        shutil.rmtree(path)
+        os.rename(path, temporary)
+        remove_folder(temporary, CLONE_MARKER)
         print(f"removed {path}, left by a run that was killed", file=sys.stderr)
+    for left in list(path.parent.iterdir()):
+        if left.name.startswith(prefix) and left.is_dir() and not left.is_symlink() and not _process_alive(left.name[len(prefix):]):
+            remove_folder(left, CLONE_MARKER)
+    temporary.mkdir(mode=0o700)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        raise PipelineError(f"--clone_path {path}: exists already and will not be deleted; "
-                            "move it away or choose another path") from None
-    try:
-        (path / CLONE_MARKER).write_text(str(os.getpid()))
-        yield path
+        (temporary / CLONE_MARKER).write_text(str(os.getpid()))
+        if path.exists() or path.is_symlink():
+            raise PipelineError(f"--clone_path {path}: exists already and will not be deleted; move it away or choose another path")
+        os.rename(temporary, path)
+        try:
+            yield path
+        finally:
+            os.rename(path, temporary)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(temporary, CLONE_MARKER)
 
 
 def _process_alive(pid: str) -> bool:

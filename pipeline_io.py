@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers", "huggingface_hub",
                      "GitPython", "accelerate", "rapidfuzz", "datasketch", "numpy", "pandas")
+MODEL_FILES = r".*\.(safetensors|json|txt|model|jinja)"  # of a model folder, those that are loaded; its card may be edited
 BLOCK_BYTES = 1 << 20
 EXIT_MISTAKE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 # How a chat template gets from a value to Python's own objects.
@@ -83,14 +84,31 @@ def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namesp
     except PipelineError as error:
         _exit(name, f"error: {error}", EXIT_MISTAKE)
     except KeyboardInterrupt:
-        _exit(name, "interrupted; no output was replaced", EXIT_INTERRUPTED)
+        _exit(name, "interrupted; no output was left half written", EXIT_INTERRUPTED)
     except Terminated:
-        _exit(name, "terminated; no output was replaced", EXIT_TERMINATED)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        _exit(name, "terminated; no output was left half written", EXIT_TERMINATED)
+    except Exception as error:
+        mistake = disk_mistake(error)
+        if mistake is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _exit(name, f"error: {where}{DISK_ERRORS[error.errno]} and run the same command again", EXIT_MISTAKE)
+        _exit(name, f"error: {mistake} and run the same command again", EXIT_MISTAKE)
+
+
+def disk_mistake(error: BaseException) -> str | None:
+    """Return what the user has to mend where an error is the disk's, else None.
+
+    Libraries and programs in other languages pass an operating system's error on as text; torch.save leaves even that out.
+    """
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return (f"{error.filename}: " if error.filename else "") + DISK_ERRORS[error.errno]
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if os.strerror(code) in str(error):
+            return DISK_ERRORS[code]
+    if getattr(error, "status", None) == -signal.SIGXFSZ:  # a git that was ended by the limit
+        return DISK_ERRORS[errno.EFBIG]
+    if "inline_container" in str(error):
+        return "a file could not be written in full: check the disk's free space, the quota, and the file size limit"
+    return None
 
 
 def _raise_terminated(signum: int, frame: object) -> None:
@@ -192,11 +210,31 @@ def sweep_leftovers(path: Path) -> None:
             continue
         if left.is_file():
             left.unlink()
-        elif (left / FOLDER_MARKER).is_file():
-            shutil.rmtree(left)
+        elif _is_ours(left):
+            remove_folder(left)
         else:
             continue
         print(f"removed {left.name}, left by a run that was killed", file=sys.stderr)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder under one of our temporary names was made by us: it holds our marker or a manifest, or nothing."""
+    return (folder / FOLDER_MARKER).is_file() or (folder / MANIFEST).is_file() or not any(folder.iterdir())
+
+
+def remove_folder(folder: Path, marker: str = FOLDER_MARKER) -> None:
+    """Remove a folder of ours, its marker last: killed in between, it is still known for ours."""
+    with contextlib.suppress(OSError):  # a full disk, which this is about to mend
+        (folder / marker).touch()
+    for path in folder.iterdir():
+        if path.name == marker:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (folder / marker).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _temporary(path: Path) -> Path:
@@ -239,10 +277,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.rename(path, previous)
         os.rename(temporary, path)
         _sync_folder(path.parent)
-        shutil.rmtree(previous, ignore_errors=True)
+        if previous.exists():
+            with contextlib.suppress(OSError):  # the output is complete; the next run removes what is left
+                remove_folder(previous)
     finally:
         if temporary.exists():
-            shutil.rmtree(temporary)
+            remove_folder(temporary)
 
 
 def check_replaceable(path: Path, holds: str | None = None) -> None:
@@ -279,13 +319,14 @@ def _previous(path: Path) -> Path:
 
 
 def recover_folder(path: Path) -> None:
-    """Finish what `atomic_folder` was doing when it was killed between its two renames."""
+    """Finish what `atomic_folder` was doing when it was killed between its two renames, or behind them."""
     previous = _previous(path)
-    if not (previous / MANIFEST).is_file():
+    if not previous.is_dir() or not _is_ours(previous):
         return
-    if path.exists():
-        shutil.rmtree(previous)
+    if path.exists() or not (previous / MANIFEST).is_file():
+        remove_folder(previous)
     else:
+        (previous / FOLDER_MARKER).unlink(missing_ok=True)
         os.rename(previous, path)
 
 
@@ -471,14 +512,17 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def check_manifest(path: Path) -> dict[str, Any] | None:
+def check_manifest(path: Path, only: str = ".*") -> dict[str, Any] | None:
     """Return the manifest of `path` after comparing every file that it names with its hash; None without one.
 
+    `only`: regular expression of the names that are compared, for a stage that reads no others.
     Raises PipelineError that names the first file which is missing or has changed.
     """
     manifest = read_manifest(path)
     folder = path if path.is_dir() else path.parent
     for name, expected in (manifest or {"outputs": {}})["outputs"].items():
+        if not re.fullmatch(only, name):
+            continue
         file = folder / name
         if not file.is_file():
             raise PipelineError(f"{file}: is missing, but {manifest_path(path)} names it; write the output again")

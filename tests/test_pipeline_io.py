@@ -205,20 +205,23 @@ def test_recover_folder_after_a_kill_behind_the_renames(tmp_path: Path) -> None:
 
 def test_only_our_leftovers_are_swept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The sweep deletes the user's files, those of another output, or nothing."""
-    ours = [f".a.jsonl{TEMPORARY}-1", f".a.jsonl{TEMPORARY}-22"]
+    ours = [f".a.jsonl{TEMPORARY}-1", f".a.jsonl{TEMPORARY}-22", f".a.jsonl{TEMPORARY}-6", f".a.jsonl{TEMPORARY}-7"]
     (tmp_path / ours[0]).write_text("x")
+    (tmp_path / ours[2]).mkdir()  # killed just behind its mkdir
+    our_folder(tmp_path / ours[3], data="complete")  # killed just before its rename
     (tmp_path / ours[1]).mkdir()
     (tmp_path / ours[1] / FOLDER_MARKER).touch()
     (tmp_path / "target").write_text("x")
     (tmp_path / f".a.jsonl{TEMPORARY}-3").symlink_to(tmp_path / "target")
-    (tmp_path / f".a.jsonl{TEMPORARY}-4").mkdir()  # without the marker
+    (tmp_path / f".a.jsonl{TEMPORARY}-4").mkdir()
+    (tmp_path / f".a.jsonl{TEMPORARY}-4" / "mine").touch()  # and no marker
     (tmp_path / f".b.jsonl{TEMPORARY}-5").write_text("x")
     (tmp_path / "a.jsonl.tmp").write_text("x")
     before = set(names(tmp_path))
     with output_lock(tmp_path / "a.jsonl"):
         pass
     assert set(names(tmp_path)) == before - set(ours) | {".a.jsonl.lock"}
-    assert capsys.readouterr().err.count("left by a run that was killed") == 2
+    assert capsys.readouterr().err.count("left by a run that was killed") == 4
 
 
 def test_leftovers_of_a_name_with_wildcards(tmp_path: Path) -> None:
@@ -625,8 +628,8 @@ def stop_with(error: BaseException) -> Callable[[argparse.Namespace], None]:
 @pytest.mark.parametrize(("error", "code", "message"), [
     (PipelineError("no such\n  file"), 1, "error: no such file"),
     (PipelineError("https://u:secret@h/x"), 1, "error: https://***@h/x"),
-    (KeyboardInterrupt(), 130, "interrupted; no output was replaced"),
-    (pipeline_io.Terminated(), 143, "terminated; no output was replaced"),
+    (KeyboardInterrupt(), 130, "interrupted; no output was left half written"),
+    (pipeline_io.Terminated(), 143, "terminated; no output was left half written"),
     (OSError(errno.ENOSPC, "x", "out/a"), 1, "error: out/a: no space left on the disk"),
     (OSError(errno.EFBIG, "x"), 1, "error: the file would exceed the file size limit"),
     (PermissionError(errno.EACCES, "x", "a"), 1, "error: a: permission denied"),
