@@ -75,6 +75,7 @@ from pipeline_io import (
     quiet_libraries,
     read_jsonl,
     run_stage,
+    sealed_manifest,
     sha256_file,
     sweep_leftovers,
     torch_dtype,
@@ -313,7 +314,7 @@ def chunk_tokens(dataset: str) -> int:
     length = dataset_manifest(dataset).get("arguments", {}).get("chunk_tokens")
     if isinstance(length, int) and length > 0:
         return length
-    print(f"--dataset {dataset}: no manifest gives the length of its chunks; the budget is {DEFAULT_CHUNK_TOKENS} new tokens "
+    print(f"note: --dataset {dataset}: no manifest gives the length of its chunks; the budget is {DEFAULT_CHUNK_TOKENS} new tokens "
           "(--max_new_tokens sets another)", file=sys.stderr)
     return DEFAULT_CHUNK_TOKENS
 
@@ -1263,7 +1264,7 @@ def updated_card_files(name: str, read: Callable[[str], bytes | None], results: 
     manifest = json.loads(read("manifest.json") or b"{}")
     if isinstance(manifest, dict) and isinstance(manifest.get("outputs"), dict):
         manifest["outputs"]["README.md"] = hashlib.sha256(files["README.md"]).hexdigest()
-        files["manifest.json"] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+        files["manifest.json"] = (json.dumps(sealed_manifest(manifest), indent=2, ensure_ascii=False) + "\n").encode()
     return files
 
 

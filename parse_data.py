@@ -439,11 +439,14 @@ def parse_data(args: argparse.Namespace) -> None:
                 if source.kept == 0:
                     raise PipelineError(f"--repo_url {source.repository}: no usable file ending in {' or '.join(args.extensions)} "
                                         f"(found {source.files}); check --extensions")
-            # The three files go into place together: the old manifest must not describe a new file.
-            manifest_path(output).unlink(missing_ok=True)
-        outputs = {path.name: sha256_file(path) for path in (output, provenance_file)}
-        write_manifest(manifest_path(output), args, outputs, started, sources=[vars(source) for source in sources],
-                       counts=count(sources))
+            outputs = {}
+            for path, file in ((output, raw), (provenance_file, provenance)):
+                file.flush()
+                outputs[path.name] = sha256_file(Path(file.name))
+            # The manifest goes into place first: it describes neither what was there before nor a mixture of two runs,
+            # so that a run that is killed before the other two follow is noticed by the next stage.
+            write_manifest(manifest_path(output), args, outputs, started, sources=[vars(source) for source in sources],
+                           counts=count(sources))
     report(sources, output, started)
 
 

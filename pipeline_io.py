@@ -492,10 +492,16 @@ def write_manifest(path: Path, args: argparse.Namespace, outputs: dict[str, str]
     `started` is the `time.time()` at which the stage began; `details` are the stage's own entries
     (`inputs`, `counts`, ...), JSON values.
     """
-    write_json(path, {"manifest_version": MANIFEST_VERSION, "stage": Path(sys.argv[0]).stem,
-                      "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                      "arguments": public_arguments(args), "seconds": round(time.time() - started, 1),
-                      "versions": versions(), **details, "outputs": outputs})
+    write_json(path, sealed_manifest({"manifest_version": MANIFEST_VERSION, "stage": Path(sys.argv[0]).stem,
+                                      "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                                      "arguments": public_arguments(args), "seconds": round(time.time() - started, 1),
+                                      "versions": versions(), **details, "outputs": outputs}))
+
+
+def sealed_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest with the SHA-256 of all its other entries, so that a change to it is noticed as one to an output is."""
+    entries = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "checksum"}))
+    return {**entries, "checksum": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -505,10 +511,13 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PipelineError(f"{file}: not valid JSON; write the output again") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
         raise PipelineError(f"{file}: is not a manifest of this pipeline; write the output again")
+    if "checksum" in manifest and manifest["checksum"] != sealed_manifest(manifest)["checksum"]:
+        raise PipelineError(f"{file}: has changed since it was written (its checksum differs); write the output again, or delete that "
+                            "manifest to use the output as it is")
     return manifest
 
 

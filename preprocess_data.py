@@ -61,6 +61,7 @@ from pipeline_io import (
     positive_int,
     push_folder,
     run_stage,
+    sealed_manifest,
     sha256_file,
     write_json,
     write_manifest,
@@ -912,7 +913,7 @@ def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) 
             shutil.copyfile(args.output_dir / name, folder / name)
         manifest = json.loads((args.output_dir / "manifest.json").read_bytes())
         (folder / "README.md").write_text(data_set_card(args, manifest, counts, leakage), encoding="utf-8")
-        write_json(folder / "manifest.json", {**manifest, "outputs": hash_files(folder)})
+        write_json(folder / "manifest.json", sealed_manifest({**manifest, "outputs": hash_files(folder)}))
     commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset")
     shutil.rmtree(staged)
     print(f"published data set {args.hf_repository} (commit {commit})")

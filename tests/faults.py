@@ -336,7 +336,7 @@ def after_interruption(bench: Bench, folder: Path, ended: Run, expected: int) ->
         defect = one_line(ended.screen, script)
     if not defect and state == "mixed":
         mixed = is_whole(folder, bench.stage)
-        defect = None if mixed else "a mixture of two runs that passes for one"
+        defect = None if mixed not in (None, "no manifest") else f"a mixture of two runs that passes for one ({mixed})"
     how = {"earlier": "the earlier output whole", "new": "the new output whole", "aside": "the earlier output set aside, and put back",
            "mixed": "files of both runs, noticed by the manifest"}[state]
     return how, defect or bench.repeat(folder)

@@ -354,8 +354,8 @@ def arguments(folders: SimpleNamespace, output: Path, *more: object) -> list[str
 
 
 def predictions(output: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return {file name: its rows, the header first}."""
-    return {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in prediction_files(output)}
+    """Return {file name: its rows, the header first}; each row is the one that was written."""
+    return {file.name: [benchmarking.unsealed_row(line) for line in file.read_bytes().splitlines()] for file in prediction_files(output)}
 
 
 def prediction_files(output: Path) -> list[Path]:
@@ -505,6 +505,22 @@ def test_out_of_memory_halves_the_batch(fits: int, folders: SimpleNamespace, tmp
             benchmarking.main(arguments(folders, tmp_path / "halved", "--batch_size", 6))
         assert stop.value.code == 1
         assert "error: out of memory with a single prompt" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("short_methods")
+def test_a_damaged_prediction_is_made_again(folders: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A flipped bit in a cached prediction is scored; or one bad line costs the whole file."""
+    benchmarking.main(arguments(folders, tmp_path / "results", "--batch_size", 2))
+    file = prediction_files(tmp_path / "results")[0]
+    whole, lines = file.read_bytes(), file.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b'"tokens": ', b'"tokens": 1')
+    file.write_bytes(b"".join(lines))
+    capsys.readouterr()
+    benchmarking.main(arguments(folders, tmp_path / "results", "--batch_size", 2))
+    said = capsys.readouterr().err
+    assert f"{file}, line 4: damaged" in said
+    assert f": 2 of {len(lines) - 1} examples found in {file}" in said
+    assert file.read_bytes() == whole
 
 
 @pytest.mark.usefixtures("short_methods")

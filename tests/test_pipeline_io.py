@@ -45,6 +45,7 @@ from pipeline_io import (
     recover_folder,
     redact,
     run_stage,
+    sealed_manifest,
     sha256_file,
     write_json,
     write_manifest,
@@ -478,10 +479,21 @@ def test_lineage_tells_what_has_changed(damage: Callable[[], object], place: str
 def test_a_data_set_that_was_written_again_with_the_same_rows(chain: Path) -> None:
     """The same data set once more counts as another one, because a file beside its rows differs."""
     adapter, data = read_manifest(Path("models/adapter")), read_manifest(Path("data/set"))
-    write_json(Path("models/adapter/manifest.json"), adapter | {"dataset_manifest": data | {"data_hash": "rows"}})
+    write_json(Path("models/adapter/manifest.json"), sealed_manifest(adapter | {"dataset_manifest": data | {"data_hash": "rows"}}))
     Path("data/set/state.json").write_text("other")
-    write_json(Path("data/set/manifest.json"), data | {"data_hash": "rows", "outputs": hash_files(Path("data/set"))})
+    outputs = hash_files(Path("data/set"))
+    write_json(Path("data/set/manifest.json"), sealed_manifest(data | {"data_hash": "rows", "outputs": outputs}))
     assert not any(change for _, change in lineage(Path("models/adapter")))
+
+
+def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    """A flipped bit in a manifest changes a budget, or the origin that is published, and nobody is told."""
+    write_manifest(tmp_path / "manifest.json", argparse.Namespace(chunk_tokens=100), {}, 0.0, counts={3: float("nan")}, pair=(1, 2))
+    assert read_manifest(tmp_path)["arguments"] == {"chunk_tokens": 100}
+    text = (tmp_path / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace('"chunk_tokens": 100', '"chunk_tokens": 108'))
+    with pytest.raises(PipelineError, match="has changed since it was written"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["models/adapter", "data/set", "data/raw.jsonl"])
