@@ -60,11 +60,13 @@ from pipeline_io import (
     check_manifest,
     choose_precision,
     combined_hash,
+    content_hashes,
     device_name,
     duration,
     encode_prompts,
     find_manifest,
     hub_errors,
+    hub_file_hashes,
     hub_files,
     load_examples,
     load_tokenizer,
@@ -79,6 +81,7 @@ from pipeline_io import (
     sha256_file,
     sweep_leftovers,
     torch_dtype,
+    with_hub_retries,
     write_json,
     write_manifest,
 )
@@ -1281,16 +1284,26 @@ def update_card(repository: str, results: list[Any]) -> str:
                 with atomic_file(folder / file, binary=True) as out:
                     out.write(content)
         return str(folder / "README.md")
+    with hub_errors("model", repository):
+        commit = with_hub_retries(lambda: _commit_card(repository, results), repository)
+    return f"the card of {repository} (commit {commit})"
+
+
+def _commit_card(repository: str, results: list[Any]) -> str:
+    """Read a hub repository's card, commit it with the scores on top of what was read, and compare; return the commit's identifier."""
     from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 
-    with hub_errors("model", repository):
-        info = HfApi().model_info(repository)
-        names = {sibling.rfilename for sibling in info.siblings or []}
-        found = updated_card_files(repository, lambda file: Path(hf_hub_download(repository, file, revision=info.sha)).read_bytes()
-                                   if file in names else None, results)
-        commit = HfApi().create_commit(repository, [CommitOperationAdd(file, content) for file, content in found.items()],
-                                       commit_message="Add benchmark scores to the model card", parent_commit=info.sha)
-    return f"the card of {repository} (commit {commit.oid})"
+    info = HfApi().model_info(repository)
+    names = {sibling.rfilename for sibling in info.siblings or []}
+    found = updated_card_files(repository, lambda file: Path(hf_hub_download(repository, file, revision=info.sha)).read_bytes()
+                               if file in names else None, results)
+    commit = HfApi().create_commit(repository, [CommitOperationAdd(file, content) for file, content in found.items()],
+                                   commit_message="Add benchmark scores to the model card", parent_commit=info.sha).oid
+    there = hub_file_hashes(repository, "model", commit)
+    wrong = [file for file, content in found.items() if there.get(file) not in content_hashes(content)]
+    if wrong:
+        raise PipelineError(f"model {repository}: {wrong[0]} on the hub is not what was published (commit {commit}); run again")
+    return commit
 
 
 # ---------------------------------------------------------------------------------------------------------------

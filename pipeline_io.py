@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
@@ -866,10 +867,11 @@ def _push_once(folder: Path, repo_id: str, message: str, repo_type: str, local: 
     return commit
 
 
-def content_hashes(path: Path) -> tuple[str, str]:
-    """Return the two names under which a hub knows a file: the SHA-256 of a large file, git's SHA-1 of a small one."""
-    large, small = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
+def content_hashes(content: Path | bytes) -> tuple[str, str]:
+    """Return the two names under which a hub knows a file's content: the SHA-256 of a large one, git's SHA-1 of a small one."""
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    large, small = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             large.update(block)
             small.update(block)

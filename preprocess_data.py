@@ -242,15 +242,6 @@ def cut_windows(ranks: bytes, chunk_tokens: int, stride_tokens: int) -> list[tup
     return windows
 
 
-def split_into_chunks(text: str, offsets: np.ndarray, chunk_tokens: int) -> list[str]:
-    """Return `text` cut into consecutive chunks of about `chunk_tokens` tokens; joined they are `text` again."""
-    position, ranks = find_cuts(text, offsets)
-    windows = cut_windows(ranks, chunk_tokens, stride_tokens=0)
-    bounds = [0, *(cut for _, cut, _ in windows), *(end for _, _, end in windows[-1:]), len(position) - 1]
-    places = sorted({int(position[i]) for i in bounds})
-    return [text[a:b] for a, b in itertools.pairwise(places)]
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # The work of one process
 # ---------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ from preprocess_data import (
     cut_windows,
     drop_reason,
     find_cuts,
-    split_into_chunks,
     strip_copyright,
 )
 
@@ -164,6 +163,15 @@ def offsets_of(tokenizer_folder: Path) -> Callable[[str], np.ndarray]:
 TEXTS = st.one_of(st.text(max_size=120), st.text(alphabet=" \n\t.({ab1é\U0001f600", max_size=200),
                   st.lists(st.sampled_from(["fun f() {\n", "    val a = 1\n", "}\n", "\r\n", "\u3000", "𝔘", "👨‍👩‍👧", "<|endoftext|>"]),
                            max_size=40).map("".join))
+
+
+def split_into_chunks(text: str, offsets: np.ndarray, chunk_tokens: int) -> list[str]:
+    """Return `text` cut into consecutive chunks of about `chunk_tokens` tokens; joined they are `text` again."""
+    position, ranks = find_cuts(text, offsets)
+    windows = cut_windows(ranks, chunk_tokens, stride_tokens=0)
+    bounds = [0, *(cut for _, cut, _ in windows), *(end for _, _, end in windows[-1:]), len(position) - 1]
+    places = sorted({int(position[i]) for i in bounds})
+    return [text[a:b] for a, b in itertools.pairwise(places)]
 
 
 @given(text=TEXTS, chunk=st.integers(1, 40))
