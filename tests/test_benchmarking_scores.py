@@ -472,6 +472,20 @@ def test_scores_are_written_into_a_repository(hub: Hub, folders: SimpleNamespace
     assert json.loads(after.files["manifest.json"].content)["outputs"]["README.md"] == hashlib.sha256(card).hexdigest()
 
 
+def test_a_card_is_put_on_top_of_what_somebody_else_committed(hub: Hub, folders: SimpleNamespace, tmp_path: Path) -> None:
+    """A hub that is busy, or a commit of somebody else in between, costs the user his scores, or him his commit."""
+    hub.add("tester/shared", folders.merged)
+    hub.fail("POST", r"/api/models/tester/shared/commit/", 503)
+    hub.fail("POST", r"/api/models/tester/shared/commit/", 0, change=lambda: hub.add("tester/shared", {"theirs.txt": b"x"}))
+    done = on_hub(hub, tmp_path / "hf", UPDATE, "tester/shared")
+    assert done.returncode == 0, done.stderr
+    assert "trying again in 1 s" in done.stderr
+    assert "somebody else has committed meanwhile" in done.stderr
+    files = hub.repository("tester/shared").head.files
+    assert files["theirs.txt"].content == b"x"
+    assert b"model-index" in files["README.md"].content
+
+
 def test_a_token_that_may_not_write_is_told_before_the_work(hub: Hub, folders: SimpleNamespace, tmp_path: Path) -> None:
     """The benchmark runs for hours before the hub refuses the card."""
     hub.add("tester/refused", folders.merged)
