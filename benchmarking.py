@@ -571,7 +571,7 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
     for column in range(longest, columns):
         logits = model(input_ids=step, attention_mask=mask[:, :column], position_ids=positions, past_key_values=cache, use_cache=True,
                        logits_to_keep=1).logits[:, -1]
-        chosen = logits.argmax(dim=-1)
+        chosen = logits.max(dim=-1).indices  # the first of equal ones, as argmax; on a CPU in bf16, four times as fast
         staying = [place for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)) if not row.add(token)]
         if not staying:
             break
