@@ -163,7 +163,8 @@ def clone_folder(path: Path) -> Iterator[Path]:
         finally:
             os.rename(path, temporary)
     finally:
-        remove_folder(temporary, CLONE_MARKER)
+        if temporary.exists():
+            remove_folder(temporary, CLONE_MARKER)
 
 
 def _process_alive(pid: str) -> bool:

@@ -43,6 +43,7 @@ FLIPS = 3  # bytes changed in each damaged file, one at a time
 LIMIT_SECONDS = 120  # of one run; a stage that hangs is a defect
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}
 WRITING_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
+ALLOCATING_EVENTS = {"open", "os.mkdir", "os.rename"}  # a full disk does not keep files from being removed
 
 
 class Stage(NamedTuple):
@@ -96,6 +97,7 @@ class Run(NamedTuple):
     screen: str
     seconds: float
     operations: int
+    allocations: int  # those of them that a full disk refuses
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -144,10 +146,10 @@ def start(stage: Stage, folder: Path, arguments: tuple[str, ...], fault: Fault) 
 
 def make_hook(fault: Fault, folder: str, counter: int) -> Callable[[str, tuple], None]:
     """Return an audit hook that counts the operations that write below `folder`, and acts at one of them."""
-    own, count = os.getpid(), 0
+    own, count, allocations = os.getpid(), 0, 0
 
     def hook(event: str, args: tuple) -> None:
-        nonlocal count
+        nonlocal count, allocations
         if event == "open":
             if not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
@@ -158,13 +160,13 @@ def make_hook(fault: Fault, folder: str, counter: int) -> Callable[[str, tuple],
         if not os.path.abspath(os.fsdecode(args[0])).startswith(folder):
             return
         count += 1
-        os.pwrite(counter, b"%d" % count, 0)
-        if count != fault.at:
-            return
-        if fault.action != "ENOSPC":
+        allocations += event in ALLOCATING_EVENTS
+        os.pwrite(counter, b"%9d %9d" % (count, allocations), 0)
+        if fault.action == "ENOSPC":
+            if event in ALLOCATING_EVENTS and allocations == fault.at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(args[0]))
+        elif count == fault.at:
             os.kill(own, getattr(signal, fault.action))
-        elif event in ("open", "os.mkdir", "os.rename"):  # a full disk does not keep files from being removed
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(args[0]))
     return hook
 
 
@@ -187,10 +189,10 @@ def finish(started: Started, fault: Fault = NO_FAULT) -> Run:
         if now - began > LIMIT_SECONDS:
             os.killpg(started.process, signal.SIGKILL)
         time.sleep(0.002)
-    operations = int(os.pread(started.counter, 20, 0) or b"0")
+    operations, allocations = map(int, (os.pread(started.counter, 20, 0) or b"0 0").split())
     os.close(started.screen)
     os.close(started.counter)
-    return Run(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), now - (first_words or now), operations)
+    return Run(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), now - (first_words or now), operations, allocations)
 
 
 def run(stage: Stage, folder: Path, arguments: tuple[str, ...], fault: Fault = NO_FAULT) -> Run:
@@ -261,7 +263,7 @@ class Bench:
             if undisturbed.code:
                 raise SystemExit(f"{stage.script}: the undisturbed run failed:\n{undisturbed.screen}")
             self.after, self.listing = results(folder, stage), listing(folder)
-            self.seconds, self.operations = undisturbed.seconds, undisturbed.operations
+            self.undisturbed = undisturbed
         if self.before == self.after or not self.after:
             raise SystemExit(f"{stage.script}: the earlier output is no other than the new one, so that nothing could be seen")
 
@@ -339,14 +341,16 @@ def after_interruption(bench: Bench, folder: Path, ended: Run, expected: int) ->
         defect = None if mixed not in (None, "no manifest") else f"a mixture of two runs that passes for one ({mixed})"
     how = {"earlier": "the earlier output whole", "new": "the new output whole", "aside": "the earlier output set aside, and put back",
            "mixed": "files of both runs, noticed by the manifest"}[state]
+    if ended.code == 0 and state == "new":
+        how = "no effect: the run went through"
     return how, defect or bench.repeat(folder)
 
 
 def kills(bench: Bench, at_most: int) -> Iterator[Outcome]:
     """Kill the stage before every file operation, and at moments spread over its run."""
     for name in SIGNALS:
-        faults = [Fault(name, at=at) for at in range(1, bench.operations + 1)]
-        faults += [Fault(name, moment=bench.seconds * (i + 0.5) / MOMENTS) for i in range(MOMENTS)]
+        faults = [Fault(name, at=at) for at in range(1, bench.undisturbed.operations + 1)]
+        faults += [Fault(name, moment=bench.undisturbed.seconds * (i + 0.5) / MOMENTS) for i in range(MOMENTS)]
         for fault in spread(faults, at_most):
             with bench.fresh() as folder:
                 ended = run(bench.stage, folder, bench.stage.arguments, fault)
@@ -356,7 +360,7 @@ def kills(bench: Bench, at_most: int) -> Iterator[Outcome]:
 
 def full_disks(bench: Bench, at_most: int) -> Iterator[Outcome]:
     """Let the disk be full at every file operation, limit the size of a file, and give the stage a small file system."""
-    for at in spread(list(range(1, bench.operations + 1)), at_most):
+    for at in spread(list(range(1, bench.undisturbed.allocations + 1)), at_most):
         fault = Fault("ENOSPC", at=at)
         with bench.fresh() as folder:
             ended = run(bench.stage, folder, bench.stage.arguments, fault)
@@ -367,7 +371,7 @@ def full_disks(bench: Bench, at_most: int) -> Iterator[Outcome]:
         largest = max(file.stat().st_size for place in bench.stage.outputs for file in
                       ([folder / place] if (folder / place).is_file() else (folder / place).rglob("*")))
     for i in spread(list(range(SIZES)), at_most):
-        fault = Fault(file_size=1 + largest * i // SIZES)
+        fault = Fault(file_size=512 + largest * i // SIZES)  # with less, not even a semaphore can be made
         with bench.fresh() as folder:
             ended = run(bench.stage, folder, bench.stage.arguments, fault)
             how, defect = after_interruption(bench, folder, ended, 1)
@@ -426,11 +430,11 @@ DAMAGES = ("missing", "empty", "half", "one byte short", *range(FLIPS))
 def kept_damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
     """Stop the stage late, damage a file of those that it would go on with, and repeat the command: the result is the same."""
     with bench.fresh() as folder:
-        run(bench.stage, folder, bench.stage.arguments, Fault("SIGTERM", at=bench.operations * 3 // 4))
+        run(bench.stage, folder, bench.stage.arguments, Fault("SIGTERM", at=bench.undisturbed.operations * 3 // 4))
         names = [str(file.relative_to(folder)) for pattern in bench.stage.kept for file in sorted(folder.glob(pattern)) if file.is_file()]
     for name, how in spread([(name, how) for name in names for how in DAMAGES], at_most):
         with bench.fresh() as folder:
-            run(bench.stage, folder, bench.stage.arguments, Fault("SIGTERM", at=bench.operations * 3 // 4))
+            run(bench.stage, folder, bench.stage.arguments, Fault("SIGTERM", at=bench.undisturbed.operations * 3 // 4))
             label = damage(folder / name, how)
             defect = bench.repeat(folder)
             yield "damaged checkpoint or cache", "noticed, or harmless: the same result", defect and f"{label}: {defect}"
@@ -461,7 +465,7 @@ def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
 
 def twice(bench: Bench, at_most: int) -> Iterator[Outcome]:
     """Stop the stage at some file operation behind its lock, start the same command, and let the first go on."""
-    for at in spread(list(range(2, bench.operations)), at_most or 6):
+    for at in spread(list(range(3, bench.undisturbed.operations)), at_most):  # the second opens the lock's file
         with bench.fresh() as folder:
             first = start(bench.stage, folder, bench.stage.arguments, Fault("SIGSTOP", at=at))
             os.waitpid(first.process, os.WUNTRACED)
