@@ -231,11 +231,22 @@ def remove_folder(folder: Path, marker: str = FOLDER_MARKER) -> None:
         if path.name == marker:
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove_tree(path)
         else:
             path.unlink()
     (folder / marker).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder in which a child process that a signal has orphaned, such as git, may still work for a moment."""
+    for left in range(20, 0, -1):
+        try:
+            return shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or left == 1:
+                raise
+            time.sleep(0.1)
 
 
 def _temporary(path: Path) -> Path:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
-STEPS, ROWS, LENGTH, VOCABULARY = 400, 16, 256, 4096
+STEPS, ROWS, LENGTH, VOCABULARY = 300, 8, 256, 4096
 
 
 def main(folder: Path) -> None:

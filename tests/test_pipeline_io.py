@@ -225,6 +225,19 @@ def test_only_our_leftovers_are_swept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("left by a run that was killed") == 4
 
 
+def test_a_folder_is_removed_in_which_a_child_still_writes(tmp_path: Path) -> None:
+    """Ctrl-C during a clone ends in a traceback, because git has not ended when its folder is removed."""
+    folder = tmp_path / "clone"
+    (folder / "0").mkdir(parents=True)
+    code = "import sys, time\nfor i in range(200): open(sys.argv[1] + f'/{i}', 'w').close(); time.sleep(0.002)"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(folder / "0")], stderr=subprocess.DEVNULL)
+    while not any((folder / "0").iterdir()):
+        time.sleep(0.001)
+    pipeline_io.remove_folder(folder)
+    writer.wait()
+    assert not folder.exists()
+
+
 def test_leftovers_of_a_name_with_wildcards(tmp_path: Path) -> None:
     """An output called `*` sweeps what another output is writing; one called `[1]` is never swept."""
     (tmp_path / f".other{TEMPORARY}-1").write_text("x")
