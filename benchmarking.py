@@ -71,6 +71,7 @@ from pipeline_io import (
     load_examples,
     load_tokenizer,
     looks_like_path,
+    model_errors,
     non_negative_int,
     output_lock,
     positive_int,
@@ -405,7 +406,7 @@ def load_model(source: ModelSource, base: ModelSource, precision: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     whole = base if source.adapter else source
-    with hub_errors("model", whole.name):
+    with model_errors(whole.name):
         model = AutoModelForCausalLM.from_pretrained(whole.name, revision=whole.commit, dtype=torch_dtype(precision),
                                                      trust_remote_code=False, use_safetensors=True)
     if source.adapter:

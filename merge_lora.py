@@ -43,6 +43,7 @@ from pipeline_io import (
     hub_files,
     load_tokenizer,
     looks_like_path,
+    model_errors,
     output_lock,
     push_folder,
     quiet_libraries,
@@ -261,7 +262,7 @@ def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], fold
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    with hub_errors("base model", str(folder)), torch.device("meta"):
+    with model_errors(str(folder)), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False)
     modules = dict(model.named_modules())
     head = model.get_output_embeddings()

@@ -75,20 +75,28 @@ def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namesp
 
     Exit codes: 0 done, 1 a mistake that the user can mend, 130 Ctrl-C, 143 SIGTERM.  A bug keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
     name = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else stage.__name__
     settings = ", ".join(f"{key}={value}" for key, value in public_arguments(args).items())
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
-        print(f"{name}: {settings}", file=sys.stderr, flush=True)
+    arrived: list[int] = []
+
+    def stop(signum: int, frame: object) -> None:
+        arrived.append(signum)  # a library in another language may make some other error of what is raised here
+        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+
     try:
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where the caller has it ignored
+            signal.signal(signal.SIGINT, stop)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+            print(f"{name}: {settings}", file=sys.stderr, flush=True)
         stage(args)
-    except PipelineError as error:
-        _exit(name, f"error: {error}", EXIT_MISTAKE)
-    except KeyboardInterrupt:
-        _exit(name, "interrupted; no output was left half written", EXIT_INTERRUPTED)
-    except Terminated:
-        _exit(name, "terminated; no output was left half written", EXIT_TERMINATED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, KeyboardInterrupt) or signal.SIGINT in arrived:
+            _exit(name, "interrupted; no output was left half written", EXIT_INTERRUPTED)
+        if isinstance(error, Terminated) or arrived:
+            _exit(name, "terminated; no output was left half written", EXIT_TERMINATED)
+        if isinstance(error, PipelineError):
+            _exit(name, f"error: {error}", EXIT_MISTAKE)
         mistake = disk_mistake(error)
         if mistake is None:
             raise
@@ -110,10 +118,6 @@ def disk_mistake(error: BaseException) -> str | None:
     if "inline_container" in str(error):
         return "a file could not be written in full: check the disk's free space, the quota, and the file size limit"
     return None
-
-
-def _raise_terminated(signum: int, frame: object) -> None:
-    raise Terminated
 
 
 def _exit(name: str, message: str, code: int) -> None:
@@ -606,6 +610,19 @@ def hub_errors(kind: str, name: str,
         raise PipelineError(f"{kind} {name}: {reason}") from error
 
 
+@contextlib.contextmanager
+def model_errors(name: str) -> Iterator[None]:
+    """As `hub_errors`, for what transformers does with a model's files: where one is damaged, it raises errors of any type."""
+    try:
+        with hub_errors("model", name):
+            yield
+    except Exception as error:
+        if isinstance(error, (PipelineError, MemoryError)) or type(error).__name__ == "OutOfMemoryError" or disk_mistake(error):
+            raise
+        raise PipelineError(f"model {name}: cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+                            "if one of its files is damaged, get it again") from error
+
+
 def causes(error: BaseException) -> list[BaseException]:
     """Return the error, what it was raised from, and so on."""
     chain = [error]
@@ -673,7 +690,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     check_local_model(name)
-    with hub_errors("model", name):
+    with model_errors(name):
         if not Path(name).is_dir():
             hub_files(name, revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)

@@ -58,6 +58,7 @@ from pipeline_io import (
     hub_files,
     load_examples,
     load_tokenizer,
+    model_errors,
     non_negative_int,
     output_lock,
     parse_json_line,
@@ -318,7 +319,7 @@ def load_base_model(name: str, revision: str | None, quantization: str, precisio
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=dtype) if quantization == "nf4" else None
     check_local_model(name)
-    with hub_errors("model", name):
+    with model_errors(name):
         if not Path(name).is_dir() and not any(file.endswith(".safetensors") for file in hub_files(name, revision)[1]):
             raise PipelineError(f"model {name}: holds no safetensors file; pickled weights are not loaded")
         model = AutoModelForCausalLM.from_pretrained(

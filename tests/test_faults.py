@@ -27,8 +27,8 @@ def test_a_defect_is_seen(tmp_path: Path) -> None:
     bench.stage, bench.before, bench.after = stage, {"out.txt": "0"}, {"out.txt": "1"}
     (tmp_path / "out.txt").write_text("half of it")
     assert bench.state(tmp_path) == "mixed"
-    run = faults.Run(1, "Traceback (most recent call last):\n", 0.0, 1, 1)
+    run = faults.Run(1, "Traceback (most recent call last):\n", 0.0, 1, 1, 1)
     assert "a traceback" in faults.after_interruption(bench, tmp_path, run, 1)[1]
     assert "exit code 1 and not 143" in faults.after_interruption(bench, tmp_path, run, 143)[1]
-    run = faults.Run(1, "stage.py: error: no space left\n", 0.0, 1, 1)
+    run = faults.Run(1, "stage.py: error: no space left\n", 0.0, 1, 1, 1)
     assert "a mixture" in faults.after_interruption(bench, tmp_path, run, 1)[1]

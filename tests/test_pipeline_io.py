@@ -226,6 +226,19 @@ def test_only_our_leftovers_are_swept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("left by a run that was killed") == 4
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_that_a_library_makes_another_error_of(number: str, code: int) -> None:
+    """Ctrl-C during a load ends in a traceback, or as a damaged file."""
+    for error in ("ValueError('could not determine the shape')", "pipeline_io.PipelineError('the file is damaged')"):
+        program = ("import argparse, os, signal, sys, pipeline_io\ndef stage(args):\n    try:\n"
+                   f"        os.kill(os.getpid(), signal.{number})\n        signal.pause()\n"
+                   f"    except BaseException:\n        raise {error} from None\n"
+                   "pipeline_io.run_stage(stage, argparse.Namespace())\n")
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_folder_is_removed_in_which_a_child_still_writes(tmp_path: Path) -> None:
     """Ctrl-C during a clone ends in a traceback, because git has not ended when its folder is removed."""
     folder = tmp_path / "clone"
