@@ -125,6 +125,7 @@ def start(stage: Stage, folder: Path, arguments: tuple[str, ...], fault: Fault) 
     try:
         os.setpgid(0, 0)
         os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
         os.dup2(said, 1)
         os.dup2(said, 2)
         if fault.file_size:
