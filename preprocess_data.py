@@ -506,7 +506,7 @@ def boundary_kind(text: str, cut: int) -> str:
         return "at the start of a line"
     if after == "\n":
         return "at the end of a line"
-    if after.isspace():
+    if after.isspace() and before not in "};{,)":  # in the order of the ranks
         return "before white space within a line"
     return "within a word" if before.isalnum() or before in "_$" else f"behind {before}"
 

@@ -81,7 +81,7 @@ def test_trivial_completions(text: str, trivial: bool) -> None:
 
 @pytest.mark.parametrize(("text", "cut", "kind"), [
     ("a b", 1, "before white space within a line"), ("a\nb", 1, "at the end of a line"), ("a\nb", 2, "at the start of a line"),
-    ("a(b", 2, "behind ("), ("ab", 1, "within a word"), ("ab", 2, "within a word"),
+    ("a(b", 2, "behind ("), ("a{ b", 2, "behind {"), ("ab", 1, "within a word"), ("ab", 2, "within a word"),
 ])
 def test_boundary_kinds(text: str, cut: int, kind: str) -> None:
     """The report names the wrong kind of place."""
