@@ -37,6 +37,7 @@ from pipeline_io import (
     PipelineError,
     atomic_file,
     duration,
+    is_ours,
     manifest_path,
     output_lock,
     positive_int,
@@ -150,7 +151,8 @@ def clone_folder(path: Path) -> Iterator[Path]:
         remove_folder(temporary, CLONE_MARKER)
         print(f"removed {path}, left by a run that was killed", file=sys.stderr)
     for left in list(path.parent.iterdir()):
-        if left.name.startswith(prefix) and left.is_dir() and not left.is_symlink() and not _process_alive(left.name[len(prefix):]):
+        named = left.name.startswith(prefix) and left.is_dir() and not left.is_symlink()
+        if named and not _process_alive(left.name[len(prefix):]) and is_ours(left, CLONE_MARKER):
             remove_folder(left, CLONE_MARKER)
     temporary.mkdir(mode=0o700)
     try:

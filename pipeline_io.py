@@ -215,16 +215,16 @@ def sweep_leftovers(path: Path) -> None:
             continue
         if left.is_file():
             left.unlink()
-        elif _is_ours(left):
+        elif is_ours(left):
             remove_folder(left)
         else:
             continue
         print(f"removed {left.name}, left by a run that was killed", file=sys.stderr)
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path, marker: str = FOLDER_MARKER) -> bool:
     """Return whether a folder under one of our temporary names was made by us: it holds our marker or a manifest, or nothing."""
-    return (folder / FOLDER_MARKER).is_file() or (folder / MANIFEST).is_file() or not any(folder.iterdir())
+    return (folder / marker).is_file() or (folder / MANIFEST).is_file() or not any(folder.iterdir())
 
 
 def remove_folder(folder: Path, marker: str = FOLDER_MARKER) -> None:
@@ -337,7 +337,7 @@ def _previous(path: Path) -> Path:
 def recover_folder(path: Path) -> None:
     """Finish what `atomic_folder` was doing when it was killed between its two renames, or behind them."""
     previous = _previous(path)
-    if not previous.is_dir() or not _is_ours(previous):
+    if not previous.is_dir() or not is_ours(previous):
         return
     if path.exists() or not (previous / MANIFEST).is_file():
         remove_folder(previous)
