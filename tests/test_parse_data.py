@@ -613,3 +613,18 @@ def test_a_refused_connection_shows_no_password(url: str, failure: Callable[...,
     """The error message that a user pastes into a forum holds the password."""
     message = failure(url, hidden="secret")
     assert "***@127.0.0.1:9" in message
+
+
+def test_a_folder_of_the_users_under_our_temporary_name_stays(tmp_path: Path) -> None:
+    """A folder is removed for its name alone; or what a run left that was killed before the clone had its name stays for ever."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    theirs, ours = (tmp_path / f".clone{parse_data.TEMPORARY}-{name}" for name in ("mine", gone.pid))
+    for folder in (theirs, ours):
+        folder.mkdir()
+    (theirs / "thesis.txt").touch()
+    (ours / CLONE_MARKER).write_text(str(gone.pid))
+    with parse_data.clone_folder(tmp_path / "clone") as clone:
+        assert clone.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [theirs.name]
+    assert (theirs / "thesis.txt").exists()
