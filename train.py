@@ -21,6 +21,7 @@ Quick:  python train.py --model_name_or_path SMALL_MODEL --max_train_samples 200
 """
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
@@ -76,7 +77,7 @@ from pipeline_io import (
 )
 
 IGNORED_LABEL = -100  # torch's and transformers' mark of a position without a label
-LOSS_BLOCK_ROWS = 512  # rows of logits that are in float32 at one time
+LOSS_BLOCK_ROWS = 128  # rows of logits that are in float32 at one time; more leave a CPU's cache
 LENGTH_POOL_STEPS = 50  # steps whose examples are sorted by length together
 WARMUP_RATIO = 0.03
 MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
@@ -240,21 +241,21 @@ def real_token_share(lengths: np.ndarray, examples_per_step: int, processes: int
 
 
 def pad_batch(rows: list[dict[str, list[int]]], pad_token_id: int, device: Any = None) -> dict[str, Any]:
-    """Return input_ids, attention_mask and labels of shape (rows, longest row), padded on the right.
+    """Return input_ids and labels of shape (rows, longest row), padded on the right.
 
-    Padding is marked by the attention mask and IGNORED_LABEL, not by the token's identity: an end-of-text token
-    that doubles as the padding token stays supervised where it ends a completion.
+    Padding is marked by IGNORED_LABEL, not by the token's identity: an end-of-text token that doubles as the padding token
+    stays supervised where it ends a completion.  There is no attention mask: padding stands behind every real token, and a
+    causal model does not look there.
     """
     import torch
 
     longest = max(len(row["input_ids"]) for row in rows)
     shape = (len(rows), longest)
-    ids, mask, labels = np.full(shape, pad_token_id), np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED_LABEL)
+    ids, labels = np.full(shape, pad_token_id), np.full(shape, IGNORED_LABEL)
     for i, row in enumerate(rows):
         length = len(row["input_ids"])
-        ids[i, :length], mask[i, :length], labels[i, :length] = row["input_ids"], 1, row["labels"]
-    return {name: torch.from_numpy(a).to(device) for name, a in
-            (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
+        ids[i, :length], labels[i, :length] = row["input_ids"], row["labels"]
+    return {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.from_numpy(labels).to(device)}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -285,20 +286,46 @@ def sum_of_losses(model: Any, causal_model: Any, batch: dict[str, Any]) -> Any:
     `model` is what is called (it may be wrapped for data parallelism), `causal_model` the CausalLM inside.
     """
     import torch
-    from torch.utils.checkpoint import checkpoint
 
     labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)  # position i predicts i + 1
     labelled = labels != IGNORED_LABEL
     with head_only_at(causal_model, labelled):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    targets = labels[labelled]
+        # without an attention mask (`pad_batch`), attention takes the faster of its kernels
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    return loss_function().apply(logits, labels[labelled])
 
-    def block_loss(block: Any, target: Any) -> Any:
-        return torch.nn.functional.cross_entropy(block.float(), target, reduction="sum")
 
-    blocks = zip(logits.split(LOSS_BLOCK_ROWS), targets.split(LOSS_BLOCK_ROWS), strict=True)
-    # checkpoint: the float32 copy of a block is made again in the backward pass instead of being kept
-    return sum(checkpoint(block_loss, block, target, use_reentrant=False) for block, target in blocks)
+@functools.cache
+def loss_function() -> type:
+    """Return the cross-entropy that turns the logits into their own gradient; made here because importing torch takes seconds."""
+    import torch
+
+    class CrossEntropyInPlace(torch.autograd.Function):
+        """Sum of the negative log likelihoods of `targets` (rows) under `logits` (rows, vocabulary), as a float32 scalar.
+
+        Where a gradient is wanted, softmax minus one-hot takes the place of the logits, block by block: no second tensor of
+        their size is made, and only a block is in float32.  Nothing reads the logits again; should an operation before have
+        kept them for its own backward pass, autograd notices the change and raises.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, logits: Any, targets: Any) -> Any:
+            total = torch.zeros((), device=logits.device)
+            for block, target in zip(logits.split(LOSS_BLOCK_ROWS), targets.split(LOSS_BLOCK_ROWS), strict=True):
+                log_likelihood = torch.log_softmax(block, dim=-1, dtype=torch.float32)
+                total -= log_likelihood.gather(1, target[:, None]).sum()
+                if ctx.needs_input_grad[0]:
+                    gradient = log_likelihood.exp_()
+                    gradient.scatter_add_(1, target[:, None], gradient.new_full((len(target), 1), -1.0))
+                    block.copy_(gradient)
+            ctx.save_for_backward(logits)
+            return total
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> tuple[Any, None]:
+            return ctx.saved_tensors[0].mul_(gradient), None
+
+    return CrossEntropyInPlace
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -343,6 +370,7 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise PipelineError(f"--lora_target_modules {' '.join(targets)}: {str(error).splitlines()[0]}") from error
+    fuse_adapters(adapted)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -351,6 +379,85 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
             if type(module).__name__ in (model._no_split_modules or ()):
                 module.compile(dynamic=True)
     return adapted
+
+
+@functools.cache
+def lora_function() -> type:
+    """Return the product with a frozen weight and its adapter; made here because importing torch takes seconds."""
+    import torch
+
+    class LoraProduct(torch.autograd.Function):
+        """x W' + s x A' B' (Hu et al. 2021) for x (tokens, in), W (out, in), A (r, in), B (out, r), and its gradients of x, A and B.
+
+        The adapter's part is added within the matrix product (addmm), forward and backward: PEFT's own sequence of
+        products, casts, scaling and sums reads and writes tensors of the layer's size six more times.  `weight` is called
+        for W, in the backward pass too: a weight in 4 bits is there in 16 bits for no longer than its product.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, x: Any, a: Any, b: Any, scaling: float, weight: Callable[[], Any], bias: Any) -> Any:
+            low_a, low_b = a.to(x.dtype), (b * scaling).to(x.dtype)
+            inner = x @ low_a.T
+            result = torch.nn.functional.linear(x, weight(), bias).addmm_(inner, low_b.T)
+            ctx.save_for_backward(x, inner, low_a, low_b)
+            ctx.scaling, ctx.weight, ctx.adapter_dtype = scaling, weight, a.dtype
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:
+            x, inner, low_a, low_b = ctx.saved_tensors
+            inner_gradient = gradient @ low_b
+            of_x = (gradient @ ctx.weight()).addmm_(inner_gradient, low_a) if ctx.needs_input_grad[0] else None
+            of_a = (inner_gradient.T @ x).to(ctx.adapter_dtype)
+            of_b = (gradient.T @ inner).to(ctx.adapter_dtype) * ctx.scaling
+            return of_x, of_a, of_b, None, None, None
+
+    return LoraProduct
+
+
+def frozen_weight(layer: Any, dtype: Any) -> Any:
+    """Return the weight of a linear layer, as (out, in) in `dtype`, whatever form it is kept in."""
+    if type(layer).__name__ == "Linear4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(layer.weight, layer.weight.quant_state).to(dtype)
+    weight = layer.weight.to(dtype)
+    return weight.T if type(layer).__name__ == "Conv1D" else weight  # Conv1D: GPT-2's linear layer, kept as (in, out)
+
+
+def fuse_adapters(model: Any) -> None:
+    """Let the layers with a plain adapter (one, without dropout) compute it by `lora_function`, and leave the others to PEFT."""
+    import torch
+    from peft.tuners.lora import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = [Linear]
+    with contextlib.suppress(ImportError):
+        from peft.tuners.lora.bnb import Linear4bit
+
+        kinds.append(Linear4bit)
+
+    def fuse(layer: Any, name: str) -> None:
+        peft_forward, base, product = layer.forward, layer.get_base_layer(), lora_function()
+
+        def forward(x: Any) -> Any:
+            if layer.disable_adapters or layer.merged:
+                return peft_forward(x)
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            with torch.autocast(kind, enabled=False):
+                rows = x.reshape(-1, x.shape[-1]).to(dtype)
+                result = product.apply(rows, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name],
+                                       functools.partial(frozen_weight, base, dtype), None if base.bias is None else base.bias.to(dtype))
+            return result.view(*x.shape[:-1], -1)
+
+        layer.forward = forward
+
+    for layer in model.modules():
+        if type(layer) in kinds and isinstance(layer.get_base_layer(), (torch.nn.Linear, Conv1D)) and len(layer.lora_A) == 1:
+            name = next(iter(layer.lora_A))
+            if isinstance(layer.lora_dropout[name], torch.nn.Identity) and not layer.lora_variant and layer.lora_B[name].bias is None:
+                fuse(layer, name)
 
 
 def evaluation_mode(model: Any) -> Any:
@@ -450,9 +557,7 @@ def make_trainer_class() -> type:
                     seconds = time.perf_counter() - begun
                     model.zero_grad()
             tokens = batch["input_ids"].numel()
-            # the logits go into blocks that are checkpointed, which the hook does not see: they and their gradient, in 4 bytes
-            logits = 8 * (batch["labels"] != IGNORED_LABEL).sum().item() * model.config.get_text_config().vocab_size
-            return (sum(kept.values()) + logits) / tokens, seconds / tokens
+            return sum(kept.values()) / tokens, seconds / tokens
 
         def training_step(self, model: Any, inputs: list, num_items_in_batch: Any = None) -> Any:
             model.train()

@@ -135,7 +135,6 @@ def test_end_of_text_is_learned_where_it_is_also_the_padding() -> None:
         length = len(row["input_ids"])
         assert batch["labels"][i, length - 1] == tokenizer.eos_token_id
         assert (batch["labels"][i, length:] == -100).all()
-        assert batch["attention_mask"][i].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
         assert batch["input_ids"][i, :length].tolist() == row["input_ids"]
 
 
@@ -195,7 +194,8 @@ def test_loss_and_gradients_are_those_of_the_full_logits(architecture: str) -> N
     model = tiny_models.make_model(architecture)
     batch = train.pad_batch(encoded(), tiny_models.make_tokenizer().eos_token_id)
     count = int((batch["labels"] != -100).sum())
-    expected = model(**batch).loss
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (batch["input_ids"].shape[1] - len(row["input_ids"])) for row in encoded()])
+    expected = model(**batch, attention_mask=mask).loss
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -224,6 +224,74 @@ def test_every_linear_layer_but_the_head_gets_an_adapter(architecture: str) -> N
     assert trainable
     assert all(".lora_" in name for name in trainable)
     assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("architecture", "quantization"), [*((name, "none") for name in tiny_models.ARCHITECTURES), ("llama", "nf4")])
+def test_fused_adapters_compute_what_peft_computes(architecture: str, quantization: str, tmp_path: Path) -> None:
+    """The adapter that is trained is another function than the one that PEFT loads and merges, or its gradients are wrong."""
+    import torch
+
+    folder = tiny_models.save_model(tmp_path / "model", architecture)
+    args = train.build_parser().parse_args(["--lora_r", "4", "--lora_alpha", "12", "--use_rslora"])
+    base = train.load_base_model(str(folder), None, quantization, "float32").train()
+    batch = train.pad_batch(encoded(), tiny_models.make_tokenizer().eos_token_id)
+    base_loss = train.sum_of_losses(base, base, batch).item()
+    model = train.add_adapters(base, args).train()
+    layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    assert layers
+    assert all("forward" in vars(layer) for layer in layers)  # every layer is fused
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)  # zero at first, where no gradient of A could be seen
+
+    def result() -> tuple[float, dict[str, Any]]:
+        model.zero_grad()
+        loss = train.sum_of_losses(model, model.get_base_model(), batch)
+        loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    fused_loss, fused = result()
+    with torch.no_grad(), model.disable_adapter():
+        assert train.sum_of_losses(model, model.get_base_model(), batch).item() == pytest.approx(base_loss, rel=1e-6)
+    for layer in layers:
+        del layer.forward  # PEFT's own again
+    peft_loss, expected = result()
+    assert fused_loss == pytest.approx(peft_loss, rel=1e-5)
+    assert fused_loss != pytest.approx(base_loss, rel=1e-4)
+    assert len(expected) == 2 * len(layers)
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item(),
+                                   msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_adapters_with_dropout_are_left_to_peft() -> None:
+    """--lora_dropout is accepted and does nothing."""
+    adapted = train.add_adapters(tiny_models.make_model("llama").requires_grad_(False),
+                                 train.build_parser().parse_args(["--lora_dropout", "0.5"])).train()
+    assert not any("forward" in vars(layer) for layer in adapted.modules() if hasattr(layer, "lora_A"))
+    import torch
+
+    for layer in adapted.modules():
+        if hasattr(layer, "lora_A"):
+            torch.nn.init.normal_(layer.lora_B["default"].weight)
+    batch = train.pad_batch(encoded(), tiny_models.make_tokenizer().eos_token_id)
+    losses = {train.sum_of_losses(adapted, adapted.get_base_model(), batch).item() for _ in range(3)}
+    assert len(losses) == 3
+
+
+def test_logits_that_are_needed_again_are_not_overwritten_unseen() -> None:
+    """In a model whose logits its own backward pass needs, the gradients are silently wrong."""
+    import torch
+
+    hidden = torch.randn(3, 8, requires_grad=True)
+    targets = torch.tensor([1, 2, 3])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        train.loss_function().apply(torch.tanh(hidden), targets).backward()
+    capped = (4 * torch.tanh(hidden)) * 1.0  # as in models with a soft cap
+    train.loss_function().apply(capped, targets).backward()
+    found, hidden.grad = hidden.grad, None
+    torch.nn.functional.cross_entropy(4 * torch.tanh(hidden), targets, reduction="sum").backward()
+    torch.testing.assert_close(found, hidden.grad)
 
 
 def test_unknown_layer_names_are_one_line(model_folder: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
