@@ -5,8 +5,9 @@
     trl:       TRL's SFTTrainer on the same pairs of prompt and completion, loss on the completion; packed or not
 
 Seconds are those of the training loop: loading the model is left out for all.  Each candidate is a process of its own, and a
-first, untimed step prepares its kernels.  The last line says how far the stage is from the limit: 4 FLOP a parameter and token
-(LoRA: forward, and backward through the activations) over the rate of a matrix product of 2048 x 2048.
+first, untimed step prepares its kernels.  Then the stage with --torch_compile is compared with itself.  The last line says how
+far the stage is from the limit: 4 FLOP a parameter and token (LoRA: forward, and backward through the activations) over the
+rate of a matrix product of 2048 x 2048.
 
 Run:    python perf/train.py --model_name_or_path MODEL --dataset DATASET
 """
@@ -67,7 +68,7 @@ import json, sys, time, torch
 sys.path.insert(0, sys.argv[6])
 import train
 model_name, dataset, examples, precision, out = sys.argv[1:6]
-make, seconds = train.make_trainer_class, []
+begun, make, seconds = time.perf_counter(), train.make_trainer_class, []
 def timed():
     made = make()
     step = made.training_step
@@ -81,7 +82,8 @@ train.make_trainer_class = timed
 train.main(["--model_name_or_path", model_name, "--dataset", dataset, "--max_train_samples", examples, "--max_validation_samples", "1",
             "--eval_steps", "100000", "--output_dir", out + "/adapter", "--quantization", "none", "--precision", precision, *sys.argv[7:]])
 summary = json.load(open(out + "/adapter/manifest.json"))["summary"]
-print(json.dumps({"examples_per_second": 16 * (len(seconds) - 1) / (seconds[-1] - seconds[0]), **summary,
+print(json.dumps({"examples_per_second": 16 * (len(seconds) - 1) / (seconds[-1] - seconds[0]), "preparation_seconds": seconds[0] - begun,
+                  **summary,
                   "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}))
 """
 LIMIT = """
@@ -121,22 +123,29 @@ def main() -> None:
     if not Path(args.dataset).is_dir():
         skip(f"{args.dataset} is not there")
     rates: dict[str, list[float]] = {}
-    tokens = 0.0
+    tokens, preparation = 0.0, {}
     for _ in range(args.runs):
         for name, code, examples, more in (("stage", STAGE, args.examples, [ROOT]),
+                                           ("stage, compiled", STAGE, args.examples, [ROOT, "--torch_compile"]),
                                            ("trl, not packed", TRL, args.examples, ["plain"]),
                                            ("trl, packed", TRL, args.examples, ["packed"]),
                                            ("reference", REFERENCE, args.reference_examples, [])):
             with tempfile.TemporaryDirectory() as folder:
                 found = json.loads(child(code, args.model_name_or_path, args.dataset, examples, args.precision, folder, *more))
             rates.setdefault(name, []).append(found["examples_per_second"])
-            tokens = found.get("tokens_per_second", tokens)
+            if name == "stage":
+                tokens = found["tokens_per_second"]
+            if "preparation_seconds" in found:
+                preparation[name] = found["preparation_seconds"]
             print(f"{name}: {found['examples_per_second']:.3f} examples a second", file=sys.stderr, flush=True)
     middle = {name: median(found) for name, found in rates.items()}
     print(f"{machine()}; {args.precision}")
     for name in ("reference", "trl, not packed", "trl, packed"):
         print(f"train.py / {name}, labelled examples a second: {middle['stage']:.3f} / {middle[name]:.3f} = "
               f"{middle['stage'] / middle[name]:.2f}")
+    print(f"train.py --torch_compile / train.py, labelled examples a second: {middle['stage, compiled']:.3f} / {middle['stage']:.3f} = "
+          f"{middle['stage, compiled'] / middle['stage']:.2f}; up to the end of the first step it takes "
+          f"{preparation['stage, compiled']:.0f} s instead of {preparation['stage']:.0f} s")
     rate, parameters = map(float, child(LIMIT, args.model_name_or_path, args.precision).split())
     print(f"train.py: {tokens:.0f} tokens a second are {tokens * 4 * parameters / rate:.0%} of the limit of {rate / 4 / parameters:.0f} "
           f"(matrix products at {rate / 1e9:.0f} GFLOP/s)")

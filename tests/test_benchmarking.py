@@ -198,11 +198,13 @@ def prompts(number: int = 5) -> list[list[int]]:
     return encode_prompts(tiny_models.make_tokenizer(), texts)
 
 
+@pytest.mark.parametrize("padding", [10**6, 0])
 @pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
-def test_decoding_in_batches_is_what_generate_does(architecture: str) -> None:
+def test_decoding_in_batches_is_what_generate_does(architecture: str, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding, the cache or rows that left the batch change what a model writes; or prompt tokens are judged as its own."""
     import torch
 
+    monkeypatch.setattr(benchmarking, "PREFILL_PADDING", padding)  # all prompts at once; or those of one length
     model, tokenizer, budget = tiny_models.make_model(architecture), tiny_models.make_tokenizer(), 24
     rows = prompts(8)
     assert len({len(row) for row in rows}) > 2
@@ -227,7 +229,9 @@ def test_decoding_in_batches_is_what_generate_does(architecture: str) -> None:
         assert found == {"text": tokenizer.decode(tokens, skip_special_tokens=True), "tokens": len(tokens), "ended": ended}
     lengths = {len(tokens) for tokens in expected}
     assert len(lengths) > 1
-    assert sizes == [sum(len(tokens) > step for tokens in expected) for step in range(max(lengths))]  # those that ended have left
+    parts = sorted(Counter(map(len, rows)).items(), reverse=True) if padding == 0 else [(0, len(rows))]
+    # the prompts, in parts of like length; then those that have not ended
+    assert sizes == [count for _, count in parts] + [sum(len(tokens) > step for tokens in expected) for step in range(1, max(lengths))]
 
 
 def test_rows_leave_a_cache_with_a_sliding_window() -> None:
