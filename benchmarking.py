@@ -1420,6 +1420,7 @@ def prediction_header(task: Task, source: ModelSource, base: ModelSource, args: 
     return {"model": source.identity, "base_model": base.identity if source.adapter else None, "set": task.name,
             "examples": [example.id for example in task.examples], **task.settings, "max_new_tokens": task.max_new_tokens,
             "decoding": "greedy", "engine": args.engine, "precision": precision, "batch_size": args.batch_size,
+            "batch_tokens": BATCH_TOKENS, "prefill_padding": PREFILL_PADDING,
             "device": device.split(",")[0],  # not the number of threads
             "torch": torch.__version__, "transformers": transformers.__version__}
 

@@ -4,8 +4,10 @@
     recipe:   generate in batches of 10 in file order, 512 new tokens, no stop rule
     criteria: generate in the stage's batches with its budget, and its stop rule as a StoppingCriteria that ends each row
 
-Greedy, in one process and one precision; only decoding is timed, not the load.  At the end, the share of texts that are
-those of `generate` in float32, one prompt at a time.  Seconds are wall-clock time; seconds of CPU stand beside the ratio,
+Greedy, in one process and one precision; only decoding is timed, not the load.  A set's last line is the limit: every token of
+a prompt once, and every token written, through the matrix products of the model (2 FLOP a weight; the head where a token is
+written) at the rate of a product of 2048 x 2048.  At the end, the share of texts that are those of `generate` in float32,
+one prompt at a time.  Seconds are wall-clock time; seconds of CPU stand beside the ratio,
 because they suffer less from other work on the machine.
 
 Run:    python perf/benchmarking.py --model_name_or_path MODEL --dataset DATASET
@@ -42,13 +44,31 @@ def timed(decode: Callable[[], list[str]]) -> Timed:
     return Timed((time.perf_counter() - wall) / len(texts), (time.process_time() - cpu) / len(texts), texts)
 
 
-def by_stage(model: Any, tokenizer: Any, rows: list[list[int]], batches: list[list[int]], task: Task) -> list[str]:
-    """Return the texts of all rows as stage 5 decodes them."""
+def by_stage(model: Any, tokenizer: Any, rows: list[list[int]], batches: list[list[int]], task: Task, written: list[int]) -> list[str]:
+    """Return the texts of all rows as stage 5 decodes them, and append the tokens of each to `written`."""
     texts = [""] * len(rows)
     for batch in batches:
         for i, result in zip(batch, generate_batch(model, tokenizer, [rows[i] for i in batch], task), strict=True):
             texts[i] = result["text"]
+            written.append(result["tokens"])
     return texts
+
+
+def matrix_rate(dtype: Any) -> float:
+    """Return the FLOP a second of a product of 2048 x 2048 matrices: the best of several."""
+    import torch
+
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    return 2 * 2048**3 / min(timed(lambda: [(a @ b).sum().item()]).seconds for _ in range(8))
+
+
+def limit(model: Any, rows: list[list[int]], written: list[int]) -> float:
+    """Return the examples a second that matrix products alone would allow."""
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in model.parameters() if p.ndim == 2) - head  # a tied head counts once, and embeddings are no product
+    body -= 0 if model.config.tie_word_embeddings else head
+    read = sum(map(len, rows)) + sum(written)
+    return len(rows) * matrix_rate(model.dtype) / (2 * (body * read + head * (len(rows) + sum(written))))
 
 
 def by_generate(model: Any, tokenizer: Any, rows: list[list[int]], batches: list[list[int]], task: Task, stop: bool = True) -> list[str]:
@@ -85,22 +105,26 @@ def compare(args: argparse.Namespace, model: Any, tokenizer: Any, task: Task) ->
     batches = plan_batches([len(row) for row in rows], args.batch_size, task.max_new_tokens)
     free = Task(task.name, [], RECIPE_TOKENS, task.normalize, None)
     few = rows[:args.recipe_batches * RECIPE_ROWS]
+    written: list[int] = []
     in_order = [list(range(i, min(i + RECIPE_ROWS, len(few)))) for i in range(0, len(few), RECIPE_ROWS)]
     found: Any = alternate(args.runs,
-                           stage=lambda: timed(lambda: by_stage(model, tokenizer, rows, batches, task)),
+                           stage=lambda: timed(lambda: by_stage(model, tokenizer, rows, batches, task, written)),
                            criteria=lambda: timed(lambda: by_generate(model, tokenizer, rows, batches, task)),
                            recipe=lambda: timed(lambda: by_generate(model, tokenizer, few, in_order, free, stop=False)))
     wall, cpu = ({name: median([getattr(one, key) for one in runs]) for name, runs in found.items()} for key in ("seconds", "cpu_seconds"))
+    most = limit(model, rows, written[-len(rows):])
     for name, what in (("recipe", f"the recipe on {len(few)}"), ("criteria", "generate with stopping criteria")):
         print(f"{task.name}, {len(rows)} examples in batches of {' + '.join(str(len(b)) for b in batches)}: "
               f"{1 / wall['stage']:.2f} examples/s against {1 / wall[name]:.2f} ({what}) = {wall[name] / wall['stage']:.2f} times; "
               f"CPU seconds an example {cpu['stage']:.2f} against {cpu[name]:.2f} = {cpu[name] / cpu['stage']:.2f} times", flush=True)
+    print(f"{task.name}: matrix products alone would allow {most:.2f} examples/s: the stage is at {1 / wall['stage'] / most:.0%} of it, "
+          f"and no program of this precision could be more than {most * wall['criteria']:.2f} times as fast as generate", flush=True)
 
 
 def same_texts(args: argparse.Namespace, model: Any, tokenizer: Any, task: Task) -> None:
     """Print how many texts of the stage in float32 are those of generate, one prompt at a time."""
     rows = encode_prompts(tokenizer, [example.prompt for example in task.examples])[:args.float32_examples]
-    ours = by_stage(model, tokenizer, rows, plan_batches([len(row) for row in rows], args.batch_size, task.max_new_tokens), task)
+    ours = by_stage(model, tokenizer, rows, plan_batches([len(row) for row in rows], args.batch_size, task.max_new_tokens), task, [])
     theirs = by_generate(model, tokenizer, rows, [[i] for i in range(len(rows))], task)
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
     print(f"{task.name}: {same} of {len(rows)} texts in float32 are those of generate ({100 * same / len(rows):.0f} %)", flush=True)

@@ -18,8 +18,8 @@ from measure import ROOT, machine
 
 CENTER = {"learning_rate": 1e-3, "lora_r": 16, "examples_per_step": 16, "lr_scheduler_type": "cosine"}
 CHANGES: list[dict[str, Any]] = [
-    {}, {"learning_rate": 5e-4}, {"learning_rate": 2e-3}, {"examples_per_step": 8}, {"examples_per_step": 32}, {"lora_r": 64},
-    {"lr_scheduler_type": "constant_with_warmup"}, {"learning_rate": 4e-3}]
+    {}, {"learning_rate": 5e-4}, {"learning_rate": 2e-3}, {"lora_r": 64}, {"examples_per_step": 8}, {"learning_rate": 4e-3},
+    {"examples_per_step": 32}, {"lr_scheduler_type": "constant_with_warmup"}]
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
