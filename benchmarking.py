@@ -308,14 +308,9 @@ def codexglue_task(path: Path, sample: int, seed: int) -> Task:
                 CODEXGLUE_DATASET if len(rows) == CODEXGLUE_EXAMPLES else path.name)
 
 
-def dataset_manifest(dataset: str) -> dict[str, Any]:
-    """Return the manifest of a data set, from its folder or its hub repository; empty where it has none."""
-    return find_manifest(dataset, "dataset") or {}
-
-
 def chunk_tokens(dataset: str) -> int:
     """Return the length of a data set's chunks by its manifest, or the default of preprocess_data.py, saying so."""
-    length = dataset_manifest(dataset).get("arguments", {}).get("chunk_tokens")
+    length = (find_manifest(dataset, "dataset") or {}).get("arguments", {}).get("chunk_tokens")
     if isinstance(length, int) and length > 0:
         return length
     print(f"note: --dataset {dataset}: no manifest gives the length of its chunks; the budget is {DEFAULT_CHUNK_TOKENS} new tokens "
@@ -1425,6 +1420,32 @@ def prediction_header(task: Task, source: ModelSource, base: ModelSource, args: 
             "torch": torch.__version__, "transformers": transformers.__version__}
 
 
+def evaluate(sources: list[ModelSource], tasks: list[Task], args: argparse.Namespace, precision: str, device: str, tokenizer: Any,
+             processes: Processes) -> tuple[dict[tuple[int, str], list[str]], dict[tuple[int, str], list[tuple[float, int]]]]:
+    """Return each model's predictions, and the (nats, tokens) of each reference, by (number of the model, name of the set).
+
+    Both come from files in --output_dir as far as these go.  Of several processes, only the first gets them.
+    """
+    predictions: dict[tuple[int, str], list[str]] = {}
+    losses: dict[tuple[int, str], list[tuple[float, int]]] = {}
+    folder = args.output_dir / "predictions"
+    for which, source in enumerate(sources):
+        # each is loaded where it is needed first, and let go before the next
+        model = functools.cache(lambda source=source: load_model(source, sources[0], precision))
+        writer = model if args.engine == "transformers" else functools.cache(lambda source=source: load_vllm(source, precision))
+        generate = generate_batch if writer is model else generate_with_vllm
+        headers = {task.name: prediction_header(task, source, sources[0], args, precision, device) for task in tasks}
+        for task in tasks:
+            predictions[which, task.name] = predict(source, writer, tokenizer, task, headers[task.name], folder, args.batch_size, generate,
+                                                    processes)
+        if writer is not model:
+            writer.cache_clear()
+        for task in tasks:
+            losses[which, task.name] = reference_losses(source, model, tokenizer, task, headers[task.name], folder, processes)
+        model.cache_clear()
+    return predictions, losses
+
+
 def benchmark(args: argparse.Namespace) -> None:
     """Compare --base_model and --hf_repository on both sets and write the results to --output_dir."""
     started = time.time()
@@ -1451,29 +1472,13 @@ def benchmark(args: argparse.Namespace) -> None:
         print(f"device: {device}, {precision}; " + "; ".join(f"{task.name}: {len(task.examples)} examples, at most {task.max_new_tokens} "
                                                              "new tokens" for task in tasks), file=sys.stderr)
     tokenizer = load_tokenizer(args.base_model)
-    predictions: dict[tuple[int, str], list[str]] = {}
-    losses: dict[tuple[int, str], list[tuple[float, int]]] = {}
     # the first process holds the output for all
     with output_lock(args.output_dir / "metrics.json") if processes.rank == 0 else contextlib.nullcontext():
         if processes.rank == 0:
             for file in [*map(args.output_dir.joinpath, OUTPUTS), args.output_dir / "manifest.json",
                          *(args.output_dir / "predictions").glob("*.jsonl")]:
                 sweep_leftovers(file)  # the lock on the metrics is on all of them
-        for which, source in enumerate(sources):
-            # each is loaded where it is needed first, and let go before the next
-            model = functools.cache(lambda source=source: load_model(source, sources[0], precision))
-            writer = model if args.engine == "transformers" else functools.cache(lambda source=source: load_vllm(source, precision))
-            headers = {task.name: prediction_header(task, source, sources[0], args, precision, device) for task in tasks}
-            for task in tasks:
-                predictions[which, task.name] = predict(source, writer, tokenizer, task, headers[task.name],
-                                                        args.output_dir / "predictions", args.batch_size,
-                                                        generate_batch if writer is model else generate_with_vllm, processes)
-            if writer is not model:
-                writer.cache_clear()
-            for task in tasks:
-                losses[which, task.name] = reference_losses(source, model, tokenizer, task, headers[task.name],
-                                                            args.output_dir / "predictions", processes)
-            model.cache_clear()
+        predictions, losses = evaluate(sources, tasks, args, precision, device, tokenizer, processes)
         if processes.rank:
             return
         metrics = {"base_model": args.base_model, "base_identity": sources[0].identity, "fine_tuned": args.hf_repository,

@@ -949,85 +949,20 @@ def show_dry_run(data: Data, tokenizer: Any, args: argparse.Namespace, tokens_pe
     print(f"the first step's batches, (rows, tokens): {', '.join(shapes)}\ndry run: nothing was trained or written")
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train the adapter and write it to --output_dir; publish it to --hf_repository if there is one."""
-    started = time.time()
-    check_replaceable(args.output_dir, "adapter_config.json")
-    if args.hf_repository:
-        check_hub_write(args.hf_repository)
-    tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
-    data = encode_splits(args, tokenizer)
-    dataset_manifest = find_manifest(args.dataset, "dataset")
+def make_trainer(args: argparse.Namespace, settings: Any, model: Any, data: Data, pad_token_id: int) -> Any:
+    """Return the Trainer of this run, without the library's own displays; PipelineError where a tracker cannot start."""
+    from transformers import PrinterCallback, ProgressCallback
 
-    import torch
-    import transformers
-
-    quiet_libraries()
-    transformers.set_seed(args.seed)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
-    precision, device = choose_precision(args.precision), device_name()
-    steps = args.max_steps or math.ceil(math.ceil(len(data.train) / args.examples_per_step) * args.num_train_epochs)
-    checkpoints = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
-    settings = training_arguments(args, checkpoints, precision, steps)
-    main_process = settings.process_index == 0
-    model = add_adapters(load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision), args)
-    data.identities["base_model_hash"] = model_hash(args.model_name_or_path, args.model_revision)
-
-    with output_lock(args.output_dir) if main_process else contextlib.nullcontext():
-        resumed_settings = resume_settings(args, data.identities, device)
-        resume_from = prepare_checkpoint_folder(checkpoints, args, resumed_settings) if main_process else None
-        if settings.world_size > 1:
-            shared = [resume_from]
-            torch.distributed.broadcast_object_list(shared)
-            resume_from = shared[0]
-        settings.eval_on_start = resume_from is None  # a resumed run has its first validation behind it
-        try:
-            trainer = make_trainer_class()(model=model, args=settings, train_dataset=data.train, eval_dataset=data.validation,
-                                           replay_set=data.replay, pad_token_id=tokenizer.eos_token_id)
-        except (ImportError, RuntimeError, ValueError) as error:
-            if args.report_to == ["none"]:
-                raise
-            raise PipelineError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
-        for unwanted in (transformers.ProgressCallback, transformers.PrinterCallback):
-            trainer.remove_callback(unwanted)
-        probe = [data.train[i] for i in np.argsort(data.train.lengths, kind="stable")[::-1][:PROBE_ROWS]]  # the longest
-        bytes_per_token, seconds_per_token = trainer.measure(probe)
-        trainer.tokens_per_batch = choose_tokens_per_batch(args, resume_from, bytes_per_token, int(data.train.lengths.max()))
-        describe(args, model, data, trainer, steps, device, precision, seconds_per_token)
-        if args.dry_run:
-            show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)
-            with contextlib.suppress(OSError):
-                checkpoints.rmdir()  # the Trainer made it; one that holds checkpoints stays
-            return
-        if resume_from:
-            trainer.load_best(resume_from / BEST_ADAPTER)
-        callback = make_callback(trainer, resumed_settings, args.early_stopping_patience)
-        trainer.add_callback(callback)
-        begun = time.time()
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        train_seconds = time.time() - begun
-        stop_if_signalled(callback.signal, checkpoints)
-        summary, curve = finish(trainer, args, train_seconds)
-        samples = complete_samples(trainer, tokenizer, data.validation, args.seed)
-        if main_process:
-            write_adapter(args, model, tokenizer, curve, samples, started, **data.identities, dataset_manifest=dataset_manifest,
-                          quantization=args.quantization, precision=precision, device=device, tokens_per_batch=trainer.tokens_per_batch,
-                          processes=settings.world_size, summary=summary,
-                          counts={"train_examples": len(data.train), "validation_examples": len(data.validation),
-                                  "replay_validation_examples": len(data.replay or ()),
-                                  "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)})
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            print(f"validation loss {summary['validation_loss_before']:.4f} before, {summary['validation_loss_after']:.4f} after "
-                  f"(step {summary['best_step']}, the best); {summary['real_token_share']:.1%} of the computed tokens were real; "
-                  f"{summary['tokens_per_second']:,.0f} tokens a second")
-            if summary["validation_loss_after"] >= summary["validation_loss_before"]:
-                print("WARNING: training did not lower the validation loss; lower --learning_rate, or train on more examples",
-                      file=sys.stderr)
-            print(f"wrote {args.output_dir} (report.md shows completions before and after) in {duration(time.time() - started)}")
-            if args.hf_repository:
-                commit = push_folder(args.output_dir, args.hf_repository, "Add the LoRA adapter", delete=MERGED_MODEL)
-                print(f"published {args.hf_repository} (commit {commit})")
+    try:
+        trainer = make_trainer_class()(model=model, args=settings, train_dataset=data.train, eval_dataset=data.validation,
+                                       replay_set=data.replay, pad_token_id=pad_token_id)
+    except (ImportError, RuntimeError, ValueError) as error:
+        if args.report_to == ["none"]:
+            raise
+        raise PipelineError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
+    for unwanted in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(unwanted)
+    return trainer
 
 
 def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, steps: int, device: str, precision: str,
@@ -1096,6 +1031,83 @@ def write_adapter(args: argparse.Namespace, model: Any, tokenizer: Any, curve: l
         draw_curve(curve, folder / "training_curve.png")
         (folder / "report.md").write_text(report_text(details["summary"], curve, samples), encoding="utf-8")
         write_manifest(folder / "manifest.json", args, hash_files(folder), started, **details)
+
+
+def show_result(args: argparse.Namespace, summary: dict[str, Any], started: float) -> None:
+    """Print what was learned, how fast, and where it lies."""
+    print(f"validation loss {summary['validation_loss_before']:.4f} before, {summary['validation_loss_after']:.4f} after "
+          f"(step {summary['best_step']}, the best); {summary['real_token_share']:.1%} of the computed tokens were real; "
+          f"{summary['tokens_per_second']:,.0f} tokens a second")
+    if summary["validation_loss_after"] >= summary["validation_loss_before"]:
+        print("WARNING: training did not lower the validation loss; lower --learning_rate, or train on more examples", file=sys.stderr)
+    print(f"wrote {args.output_dir} (report.md shows completions before and after) in {duration(time.time() - started)}")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the adapter and write it to --output_dir; publish it to --hf_repository if there is one."""
+    started = time.time()
+    check_replaceable(args.output_dir, "adapter_config.json")
+    if args.hf_repository:
+        check_hub_write(args.hf_repository)
+    tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
+    data = encode_splits(args, tokenizer)
+    dataset_manifest = find_manifest(args.dataset, "dataset")
+
+    import torch
+    import transformers
+
+    quiet_libraries()
+    transformers.set_seed(args.seed)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    precision, device = choose_precision(args.precision), device_name()
+    steps = args.max_steps or math.ceil(math.ceil(len(data.train) / args.examples_per_step) * args.num_train_epochs)
+    checkpoints = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
+    settings = training_arguments(args, checkpoints, precision, steps)
+    main_process = settings.process_index == 0
+    model = add_adapters(load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision), args)
+    data.identities["base_model_hash"] = model_hash(args.model_name_or_path, args.model_revision)
+
+    with output_lock(args.output_dir) if main_process else contextlib.nullcontext():
+        resumed_settings = resume_settings(args, data.identities, device)
+        resume_from = prepare_checkpoint_folder(checkpoints, args, resumed_settings) if main_process else None
+        if settings.world_size > 1:
+            shared = [resume_from]
+            torch.distributed.broadcast_object_list(shared)
+            resume_from = shared[0]
+        settings.eval_on_start = resume_from is None  # a resumed run has its first validation behind it
+        trainer = make_trainer(args, settings, model, data, tokenizer.eos_token_id)
+        probe = [data.train[i] for i in np.argsort(data.train.lengths, kind="stable")[::-1][:PROBE_ROWS]]  # the longest
+        bytes_per_token, seconds_per_token = trainer.measure(probe)
+        trainer.tokens_per_batch = choose_tokens_per_batch(args, resume_from, bytes_per_token, int(data.train.lengths.max()))
+        describe(args, model, data, trainer, steps, device, precision, seconds_per_token)
+        if args.dry_run:
+            show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)
+            with contextlib.suppress(OSError):
+                checkpoints.rmdir()  # the Trainer made it; one that holds checkpoints stays
+            return
+        if resume_from:
+            trainer.load_best(resume_from / BEST_ADAPTER)
+        callback = make_callback(trainer, resumed_settings, args.early_stopping_patience)
+        trainer.add_callback(callback)
+        begun = time.time()
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        train_seconds = time.time() - begun
+        stop_if_signalled(callback.signal, checkpoints)
+        summary, curve = finish(trainer, args, train_seconds)
+        samples = complete_samples(trainer, tokenizer, data.validation, args.seed)
+        if main_process:
+            write_adapter(args, model, tokenizer, curve, samples, started, **data.identities, dataset_manifest=dataset_manifest,
+                          quantization=args.quantization, precision=precision, device=device, tokens_per_batch=trainer.tokens_per_batch,
+                          processes=settings.world_size, summary=summary,
+                          counts={"train_examples": len(data.train), "validation_examples": len(data.validation),
+                                  "replay_validation_examples": len(data.replay or ()),
+                                  "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)})
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            show_result(args, summary, started)
+            if args.hf_repository:
+                commit = push_folder(args.output_dir, args.hf_repository, "Add the LoRA adapter", delete=MERGED_MODEL)
+                print(f"published {args.hf_repository} (commit {commit})")
 
 
 def tokens_or_auto(text: str) -> int | str:
