@@ -140,6 +140,7 @@ def main() -> None:
     add("--batch_size", type=int, default=128, help="of the stage and of generate with criteria (default: %(default)s)")
     add("--recipe_batches", type=int, default=1, help="batches of the recipe, which takes long (default: %(default)s)")
     add("--float32_examples", type=int, default=16, help="of each set, for the comparison of texts (default: %(default)s)")
+    add("--sets", nargs="+", choices=("python", "kotlin"), default=["python", "kotlin"], help="(default: both)")
     add("--runs", type=int, default=3)
     args = parser.parse_args()
     if not Path(args.dataset).is_dir():
@@ -150,7 +151,8 @@ def main() -> None:
     quiet_libraries()
     if not args.codexglue_file.is_file():
         run([sys.executable, ROOT / "demo" / "make_python_benchmark.py", args.codexglue_file])
-    tasks = [codexglue_task(args.codexglue_file, args.examples, 0), kotlin_task(args.dataset, args.examples, 0, 0)]
+    tasks = [codexglue_task(args.codexglue_file, args.examples, 0) if name == "python" else kotlin_task(args.dataset, args.examples, 0, 0)
+             for name in args.sets]
     tokenizer, precision = load_tokenizer(args.model_name_or_path), choose_precision("auto")
     print(f"{machine()}, {torch.get_num_threads()} threads, {precision}, medians of {args.runs}", flush=True)
     for kind, compared in ((precision, compare), ("float32", same_texts)):
