@@ -559,6 +559,16 @@ def drop_columns(cache: Any, begin: int) -> None:
         layer.show()
 
 
+def left_padded(rows: list[list[int]], pad_token: int, device: Any) -> dict[str, Any]:
+    """Return a model's input_ids, attention_mask and position_ids of shape (rows, longest row), padded on the left."""
+    import torch
+
+    longest = max(map(len, rows))
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": torch.tensor([[pad_token] * (longest - len(row)) + row for row in rows], device=device),
+            "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+
+
 def prefill(model: Any, prompts: list[list[int]], pad_token: int, columns: int) -> tuple[Any, Any, bool]:
     """Return the logits behind each prompt (rows, vocabulary), the cache, and whether columns of it can be dropped.
 
@@ -576,12 +586,9 @@ def prefill(model: Any, prompts: list[list[int]], pad_token: int, columns: int) 
         parts[-1].append(prompt)
     logits, caches = [], []
     for part in parts:
-        longest = max(map(len, part))
-        ids = torch.tensor([[pad_token] * (longest - len(p)) + p for p in part], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in part], device=model.device)
         caches.append(DynamicCache(config=model.config))
-        logits.append(model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-                            past_key_values=caches[-1], use_cache=True, logits_to_keep=1).logits[:, -1])
+        logits.append(model(**left_padded(part, pad_token, model.device), past_key_values=caches[-1], use_cache=True,
+                            logits_to_keep=1).logits[:, -1])
     return torch.cat(logits), batch_cache(caches, columns), plain
 
 
@@ -894,12 +901,9 @@ def batch_losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[tu
     context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
     ends = [len(completion[:context - 1]) for _, completion in rows]
     texts = [prompt[-(context - end):] + completion[:end] for (prompt, completion), end in zip(rows, ends, strict=True)]
-    longest = max(map(len, texts))
-    ids = torch.tensor([[0] * (longest - len(text)) + text for text in texts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts], device=model.device)
-    width = max(ends)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0), use_cache=False,
-                   logits_to_keep=width + 1).logits[:, :-1]  # (rows, width, vocabulary)
+    inputs, width = left_padded(texts, 0, model.device), max(ends)
+    ids, longest = inputs["input_ids"], max(map(len, texts))
+    logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]  # (rows, width, vocabulary)
     return [(torch.nn.functional.cross_entropy(logits[i, width - end:].float(), ids[i, longest - end:], reduction="sum").item(), end)
             for i, end in enumerate(ends)]
 
