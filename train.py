@@ -1149,7 +1149,7 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--use_rslora", action="store_true", help="scale adapters by lora_alpha / sqrt(lora_r)")
     learn.add_argument("--learning_rate", type=float, default=1e-3, help="its highest value (default: %(default)s)")
     learn.add_argument("--lr_scheduler_type", choices=("cosine", "linear", "constant_with_warmup"), default="cosine",
-                       help=f"after a warm-up over {WARMUP_RATIO:.0%}%% of the steps (default: %(default)s)")
+                       help=f"after a warm-up over {WARMUP_RATIO:.0%}% of the steps (default: %(default)s)")
     learn.add_argument("--examples_per_step", type=positive_int, default=16,
                        help="examples in one optimizer step, over all processes (default: %(default)s)")
     learn.add_argument("--num_train_epochs", type=float, default=1.0, help="(default: %(default)s)")

@@ -42,14 +42,17 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_a_wrong_flag_need_no_heavy_import(script: str) -> None:
-    """--help takes seconds, or a mistyped flag is noticed only after torch has been loaded."""
+    """--help fails or takes seconds, or a mistyped flag is noticed only after torch has been loaded."""
     code = (f"import sys, {script}\n"
-            f"try: {script}.main(['--no_such_flag'])\n"
-            "except SystemExit as e: assert e.code == 2, e.code\n"
+            "for flag, status in (('--help', 0), ('--no_such_flag', 2)):\n"
+            f"    try: {script}.main([flag])\n"
+            "    except SystemExit as e: assert e.code == status, (flag, e.code)\n"
+            "    else: raise AssertionError(flag)\n"
             "heavy = {'torch', 'transformers', 'peft', 'datasets', 'bitsandbytes', 'git', 'pandas', 'matplotlib'} & set(sys.modules)\n"
             "assert not heavy, heavy")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout and "%%" not in done.stdout, done.stdout  # a percent sign in a help text is written twice
 
 
 @pytest.mark.parametrize("script", STAGES)
