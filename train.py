@@ -372,13 +372,17 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
         raise PipelineError(f"--lora_target_modules {' '.join(targets)}: {str(error).splitlines()[0]}") from error
     fuse_adapters(adapted)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        checkpoint_activations(model)
     if args.torch_compile:  # block by block: all blocks are alike, so that one is compiled for all
         for module in model.modules():
             if type(module).__name__ in (model._no_split_modules or ()):
                 module.compile(dynamic=True)
     return adapted
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let the model keep the inputs of its blocks alone, and compute all else again in the backward pass (Chen et al. 2016)."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @functools.cache
@@ -520,19 +524,23 @@ def make_trainer_class() -> type:
 
             Weights, gradients and the random state are left as they were.  Where the rows do not fit into memory, fewer are taken.
             """
-            try:
-                return self._measure(rows)
-            except torch.OutOfMemoryError:
+            while True:
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    return self._measure(rows)
                 if len(rows) == 1:
-                    raise self.too_long(rows) from None
+                    self.keep_less(rows)
+                rows = rows[:max(1, len(rows) // 2)]
                 self.model.zero_grad()
                 torch.cuda.empty_cache()
-                return self.measure(rows[:len(rows) // 2])
 
-        def too_long(self, rows: list) -> PipelineError:
-            longest = max(map(row_length, rows))
-            return PipelineError(f"one example of {longest} tokens does not fit into the device's memory; lower --max_length, or try "
-                                 "--gradient_checkpointing")
+        def keep_less(self, rows: list) -> None:
+            """Turn gradient checkpointing on, as one of `rows` alone does not fit; PipelineError where it is on already."""
+            longest, model = max(map(row_length, rows)), self.accelerator.unwrap_model(self.model)
+            if model.is_gradient_checkpointing:
+                raise PipelineError(f"one example of {longest} tokens does not fit into the device's memory, even with "
+                                    "--gradient_checkpointing; lower --max_length")
+            checkpoint_activations(model)
+            print(f"out of memory with one example of {longest} tokens: going on with --gradient_checkpointing", file=sys.stderr)
 
         def _measure(self, rows: list) -> tuple[float, float]:
             batch = pad_batch(rows, self.pad_token_id, self.args.device)
@@ -562,19 +570,20 @@ def make_trainer_class() -> type:
         def training_step(self, model: Any, inputs: list, num_items_in_batch: Any = None) -> Any:
             model.train()
             while True:
-                try:
+                with contextlib.suppress(torch.OutOfMemoryError):
                     return self._step(model, inputs)
-                except torch.OutOfMemoryError:
-                    longest = max(map(row_length, inputs))
-                    if self.tokens_per_batch <= longest:
-                        raise self.too_long(inputs) from None
-                    if self.args.world_size > 1:  # the other processes are ahead already
-                        raise PipelineError(f"--tokens_per_batch {self.tokens_per_batch}: does not fit into the device's memory; "
-                                            "go on with half of it and --resume") from None
+                # behind the block, and not in an except, which would hold what the failed step had in memory
+                longest = max(map(row_length, inputs))
+                if self.args.world_size > 1:  # the other processes are ahead already
+                    raise PipelineError(f"--tokens_per_batch {self.tokens_per_batch}: does not fit into the device's memory; "
+                                        "go on with half of it, or with --gradient_checkpointing, and --resume")
+                if self.tokens_per_batch <= longest:
+                    self.keep_less(inputs)
+                else:
                     self.tokens_per_batch = max(longest, self.tokens_per_batch // 2)
-                    model.zero_grad()  # the whole step is taken again: nothing is lost and nothing counts twice
-                    torch.cuda.empty_cache()
                     print(f"out of memory: going on with --tokens_per_batch {self.tokens_per_batch}", file=sys.stderr)
+                model.zero_grad()  # the whole step is taken again: nothing is lost and nothing counts twice
+                torch.cuda.empty_cache()
 
         def _step(self, model: Any, step: list) -> Any:
             begun = time.perf_counter()
@@ -1167,7 +1176,8 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--tokens_per_batch", type=tokens_or_auto, default="auto",
                       help="padded tokens that pass through the model at once; auto: as many as the free memory takes; halved when "
                            "memory runs out (default: %(default)s)")
-    work.add_argument("--gradient_checkpointing", action="store_true", help="compute activations twice to save memory")
+    work.add_argument("--gradient_checkpointing", action="store_true",
+                      help="compute activations twice to save memory; turned on where one example does not fit without it")
     work.add_argument("--torch_compile", action="store_true",
                       help="compile the model's blocks first: a minute or more, which pays in long runs")
     work.add_argument("--eval_steps", type=non_negative_int, default=0,

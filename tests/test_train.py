@@ -344,6 +344,34 @@ def test_an_example_that_does_not_fit_at_all_is_one_line(model_folder: Path, dat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("already_training", [False, True])
+def test_where_one_example_does_not_fit_its_activations_are_computed_twice(
+        already_training: bool, model_folder: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture) -> None:
+    """A run ends although gradient checkpointing would let it go on, or learns something else with it."""
+    import torch
+    from safetensors.torch import load_file
+
+    settings = ("--examples_per_step", 6, "--max_steps", 2)
+    train.main(command(model_folder, dataset_folder, tmp_path / "whole", *settings))
+    original, calls = train.sum_of_losses, []
+
+    def small(model: Any, causal_model: Any, batch: dict[str, Any]) -> Any:
+        loss = original(model, causal_model, batch)
+        calls.append(len(batch["input_ids"]))
+        measured = len(calls) > 2
+        if torch.is_grad_enabled() and (measured or not already_training) and not causal_model.is_gradient_checkpointing:
+            raise torch.OutOfMemoryError
+        return loss
+
+    monkeypatch.setattr(train, "sum_of_losses", small)
+    train.main(command(model_folder, dataset_folder, tmp_path / "checkpointed", *settings))
+    assert capsys.readouterr().err.count("going on with --gradient_checkpointing") == 1
+    whole, checkpointed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "checkpointed"))
+    for name in whole:
+        torch.testing.assert_close(checkpointed[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
 def test_nf4_gradients_are_the_same_after_an_evaluation(model_folder: Path) -> None:
     """Training with NF4 on a CPU learns next to nothing: the evaluation before the first step cuts the gradients off."""
     import torch
