@@ -364,8 +364,9 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
     head = next((name.rpartition(".")[2] for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
     if head in targets:
         raise PipelineError(f"--lora_target_modules {head}: is the output head, which stays as it is; name other layers, or all-linear")
-    config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, use_rslora=args.use_rslora,
-                        target_modules=targets[0] if targets == ["all-linear"] else targets, task_type="CAUSAL_LM")
+    config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r, lora_dropout=args.lora_dropout,
+                        use_rslora=args.use_rslora, target_modules=targets[0] if targets == ["all-linear"] else targets,
+                        task_type="CAUSAL_LM")
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -1149,9 +1150,9 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
                        help="of the computation; auto: bf16 where the hardware has it, else fp16 on a GPU, float32 on a CPU "
                             "(default: %(default)s)")
-    learn.add_argument("--lora_r", type=positive_int, default=16, help="rank of the adapters (default: %(default)s)")
-    learn.add_argument("--lora_alpha", type=positive_int, default=32,
-                       help="adapters are scaled by lora_alpha / lora_r (default: %(default)s)")
+    learn.add_argument("--lora_r", type=positive_int, default=64, help="rank of the adapters (default: %(default)s)")
+    learn.add_argument("--lora_alpha", type=non_negative_int, default=0,
+                       help="adapters are scaled by lora_alpha / lora_r; 0: twice --lora_r (default: %(default)s)")
     learn.add_argument("--lora_dropout", type=fraction, default=0.0, help="(default: %(default)s)")
     learn.add_argument("--lora_target_modules", nargs="+", default=["all-linear"],
                        help="names of the layers with adapters; all-linear: every linear layer but the head (default: %(default)s)")

@@ -16,10 +16,10 @@ from typing import Any
 
 from measure import ROOT, machine
 
-CENTER = {"learning_rate": 1e-3, "lora_r": 16, "examples_per_step": 16, "lr_scheduler_type": "cosine"}
+CENTER = {"learning_rate": 1e-3, "lora_r": 64, "examples_per_step": 16, "lr_scheduler_type": "cosine"}
 CHANGES: list[dict[str, Any]] = [
-    {}, {"learning_rate": 5e-4}, {"learning_rate": 2e-3}, {"lora_r": 64}, {"examples_per_step": 8}, {"learning_rate": 4e-3},
-    {"examples_per_step": 32}, {"lr_scheduler_type": "constant_with_warmup"}]
+    {}, {"lora_r": 16}, {"learning_rate": 2e-3}, {"learning_rate": 5e-4}, {"examples_per_step": 8}, {"examples_per_step": 32},
+    {"lr_scheduler_type": "constant_with_warmup"}, {"lora_r": 256}]
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -29,7 +29,7 @@ def run_training(args: argparse.Namespace, settings: dict[str, Any], folder: Pat
     command = [sys.executable, ROOT / "train.py", "--model_name_or_path", args.model_name_or_path, "--dataset", args.dataset,
                "--output_dir", folder / "adapter", "--quantization", "none", "--max_train_samples", args.examples,
                "--max_validation_samples", args.validation_examples, "--eval_steps", steps, "--overwrite", "--seed", args.seed,
-               "--precision", args.precision, "--lora_alpha", 2 * settings["lora_r"]]
+               "--precision", args.precision]
     for name, value in settings.items():
         command += [f"--{name}", value]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)

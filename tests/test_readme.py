@@ -88,7 +88,7 @@ def test_defaults_agree_with_the_interface() -> None:
                             "model_name_or_path": "microsoft/phi-1_5", "chunk_tokens": 100, "stride_tokens": 35, "test_fraction": 0.01,
                             "validation_fraction": 0.01, "seed": 0, "limit": 0},
         "train": {"model_name_or_path": "microsoft/phi-1_5", "dataset": "data/kotlin_prepared_dataset", "max_train_samples": 100_000,
-                  "quantization": "nf4", "hf_repository": None, "resume": False, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0,
+                  "quantization": "nf4", "hf_repository": None, "resume": False, "lora_r": 64, "lora_alpha": 0, "lora_dropout": 0.0,
                   "learning_rate": 1e-3, "num_train_epochs": 1.0, "max_steps": 0, "seed": 0, "output_dir": Path("models/adapter")},
         "merge_lora": {"output_dir": Path("models/merged"), "dtype": "base"},
         "benchmarking": {"base_model": "microsoft/phi-1_5", "dataset": "data/kotlin_prepared_dataset", "sample": 500,

@@ -224,6 +224,7 @@ def test_every_linear_layer_but_the_head_gets_an_adapter(architecture: str) -> N
     assert trainable
     assert all(".lora_" in name for name in trainable)
     assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
+    assert adapted.peft_config["default"].lora_alpha == 8  # twice the rank, unless it is given
 
 
 @pytest.mark.parametrize(("architecture", "quantization"), [*((name, "none") for name in tiny_models.ARCHITECTURES), ("llama", "nf4")])
