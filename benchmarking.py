@@ -1146,6 +1146,7 @@ def draw_changes(changes: dict[str, np.ndarray], file: Any) -> None:
         axis.set_title(f"{set_name}, n={len(change)}", fontsize=10)
         axis.set_xlabel("edit similarity of an example, fine-tuned minus base")
         axis.set_ylabel("examples")
+        axis.yaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)

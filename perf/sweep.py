@@ -18,9 +18,9 @@ from measure import ROOT, machine
 
 CENTER = {"learning_rate": 1e-3, "lora_r": 64, "examples_per_step": 16, "lr_scheduler_type": "cosine"}
 CHANGES: list[dict[str, Any]] = [
-    {}, {"lora_r": 16}, {"learning_rate": 2e-3}, {"learning_rate": 5e-4}, {"examples_per_step": 8}, {"examples_per_step": 32},
-    {"lr_scheduler_type": "constant_with_warmup"}, {"lora_r": 256}]
-LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    {}, {"lora_r": 16}, {"learning_rate": 2e-3}, {"examples_per_step": 8}, {"examples_per_step": 32},
+    {"lr_scheduler_type": "constant_with_warmup"}, {"learning_rate": 5e-4}, {"lora_r": 256}]
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def run_training(args: argparse.Namespace, settings: dict[str, Any], folder: Path) -> dict[str, Any]:

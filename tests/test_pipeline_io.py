@@ -234,7 +234,8 @@ def test_a_signal_that_a_library_makes_another_error_of(number: str, code: int) 
                    f"        os.kill(os.getpid(), signal.{number})\n        signal.pause()\n"
                    f"    except BaseException:\n        raise {error} from None\n"
                    "pipeline_io.run_stage(stage, argparse.Namespace())\n")
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # pytest in the background ignores it
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
 
