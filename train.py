@@ -96,7 +96,7 @@ SHOWN_COMPLETIONS, SHOWN_TOKENS = 3, 64  # in the report
 RESUME_SETTINGS = ("model_name_or_path", "dataset", "max_train_samples", "max_validation_samples", "quantization",
                    "precision", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "learning_rate",
                    "lr_scheduler_type", "examples_per_step", "num_train_epochs", "max_steps", "max_length", "replay_fraction",
-                   "gradient_checkpointing", "torch_compile", "seed")
+                   "torch_compile", "seed")
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -617,6 +617,18 @@ def test_resume_refuses_other_settings(flag: str, value: object, named: str, sto
     assert "--overwrite" in line
 
 
+def test_what_only_saves_memory_may_change_on_resume(stopped: Path, model_folder: Path, dataset_folder: Path, tmp_path: Path,
+                                                     undisturbed: dict[str, bytes]) -> None:
+    """A run that ended for lack of memory cannot go on with what would let it fit."""
+    from safetensors.torch import load
+
+    shutil.copytree(stopped, tmp_path / "run")
+    output = tmp_path / "run" / "adapter"
+    train.main(command(model_folder, dataset_folder, output, *INTERRUPTED, "--resume", "--gradient_checkpointing"))
+    resumed, whole = load((output / "adapter_model.safetensors").read_bytes()), load(undisturbed["none"])
+    assert all(resumed[name].sub(whole[name]).abs().max() < 1e-5 for name in whole)
+
+
 def test_resume_refuses_data_and_models_of_other_content(stopped: Path, model_folder: Path, dataset_folder: Path, tmp_path: Path,
                                                          capsys: pytest.CaptureFixture) -> None:
     """The base model or the data set was made anew under the same name, and the run goes on as if nothing had changed."""
