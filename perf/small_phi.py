@@ -1,11 +1,11 @@
 """Make a second model to try settings on: a small phi, pretrained for minutes on the Python of the standard library.
 
 It knows some Python and no Kotlin, has another architecture than SmolLM2 (one norm a block, attention and MLP side by side,
-biases, an untied head) and a fortieth of its parameters.
+biases, an untied head) and a twenty-fifth of its parameters.
 
 Run:    python perf/small_phi.py OUTPUT_FOLDER
         python preprocess_data.py --model_name_or_path OUTPUT_FOLDER --output_dir DATASET ...
-        python perf/sweep.py --model_name_or_path OUTPUT_FOLDER --dataset DATASET --output FILE --learning_rates_only
+        python perf/sweep.py --model_name_or_path OUTPUT_FOLDER --dataset DATASET --output FILE --learning_rates_only --examples 2400
 """
 import sys
 import sysconfig
