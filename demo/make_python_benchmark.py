@@ -1,9 +1,9 @@
-"""Make a Python benchmark in the format of CodeXGLUE method generation from the standard library that runs this.
+"""Make a Python benchmark in the format of CodeXGLUE method generation from the standard library.
 
-Each line is {"signature", "docstring", "body", "id"}; line ends and indentation are <EOL>, <INDENT> and <DEDENT>, comments
-are gone, and string and number literals outside the most frequent ones are emptied, as in that data set.  It stands
-in for the real test set where there is no network; its scores are not comparable with published ones, and the model
-may have seen the standard library.
+Each line is {"signature", "docstring", "body", "id"}; line ends and indentation are <EOL>, <INDENT> and
+<DEDENT>, comments are gone, and string and number literals outside the most frequent ones are emptied, as in
+that data set.  It stands in for the real test set where there is no network; its scores are not comparable
+with published ones, and the model may have seen the standard library.
 
 Run:    python demo/make_python_benchmark.py OUTPUT_FILE
 """
@@ -20,33 +20,36 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULES = ("argparse", "ast", "asyncio", "bdb", "calendar", "cmd", "codecs", "collections", "concurrent", "configparser", "contextlib",
-           "copy", "csv", "dataclasses", "datetime", "difflib", "dis", "doctest", "email", "enum", "fileinput", "filecmp", "fractions",
-           "ftplib", "functools", "getopt", "gettext", "glob", "gzip", "heapq", "html", "http", "imaplib", "importlib", "inspect",
-           "ipaddress", "json", "linecache", "locale", "logging", "lzma", "mailbox", "mimetypes", "multiprocessing", "netrc",
-           "optparse", "pathlib", "pdb", "pickle", "pkgutil", "platform", "plistlib", "poplib", "pprint", "profile", "pyclbr",
-           "queue", "random", "sched", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "sqlite3",
-           "statistics", "string", "subprocess", "symtable", "sysconfig", "tarfile", "telnetlib", "tempfile", "textwrap",
-           "threading", "timeit", "tokenize", "traceback", "types", "typing", "unittest", "urllib", "uuid", "warnings", "wave",
+MODULES = ("argparse", "ast", "asyncio", "bdb", "calendar", "cmd", "codecs", "collections", "concurrent",
+           "configparser", "contextlib", "copy", "csv", "dataclasses", "datetime", "difflib", "dis",
+           "doctest", "email", "enum", "fileinput", "filecmp", "fractions", "ftplib", "functools", "getopt",
+           "gettext", "glob", "gzip", "heapq", "html", "http", "imaplib", "importlib", "inspect", "ipaddress",
+           "json", "linecache", "locale", "logging", "lzma", "mailbox", "mimetypes", "multiprocessing",
+           "netrc", "optparse", "pathlib", "pdb", "pickle", "pkgutil", "platform", "plistlib", "poplib",
+           "pprint", "profile", "pyclbr", "queue", "random", "sched", "selectors", "shelve", "shlex",
+           "shutil", "smtplib", "socket", "socketserver", "sqlite3", "statistics", "string", "subprocess",
+           "symtable", "sysconfig", "tarfile", "telnetlib", "tempfile", "textwrap", "threading", "timeit",
+           "tokenize", "traceback", "types", "typing", "unittest", "urllib", "uuid", "warnings", "wave",
            "weakref", "webbrowser", "wsgiref", "xml", "xmlrpc", "zipapp", "zipfile", "zoneinfo")
 KEPT_STRINGS, KEPT_NUMBERS = 200, 30  # how many of the most frequent literals CodeXGLUE keeps
 MAX_BODY_CHARACTERS = 700  # about the budget of 256 tokens
-STRING_LITERAL = re.compile(r"(?P<start>[A-Za-z]*(?:\"\"\"|'''|\"|'))(?P<text>.*)(?P<end>\"\"\"|'''|\"|')", re.DOTALL)
+STRING_LITERAL = re.compile(r"(?P<start>[A-Za-z]*(?:\"\"\"|'''|\"|'))(?P<text>.*)(?P<end>\"\"\"|'''|\"|')",
+                            re.DOTALL)
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
     """Yield (module name, file) of the chosen modules that exist in this Python, in order; no tests."""
     root = Path(sysconfig.get_path("stdlib"))
     for module in MODULES:
-        files = [root / f"{module}.py"] if (root / f"{module}.py").is_file() else sorted((root / module).rglob("*.py"))
-        for file in files:
+        single = root / f"{module}.py"
+        for file in [single] if single.is_file() else sorted((root / module).rglob("*.py")):
             name = ".".join(file.relative_to(root).with_suffix("").parts)
             if not {"test", "tests"} & set(name.split(".")):
                 yield name, file
 
 
 def documented_functions(module: str, source: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield (identifier, signature, docstring, dedented body) of every function that has a docstring and a body."""
+    """Yield (identifier, signature, docstring, dedented body) of every function that has the last two."""
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
@@ -109,27 +112,34 @@ def mark_literal(token: tokenize.TokenInfo, literals: list[tuple[str, str]]) -> 
 
 def empty_uncommon(code: str, common: set[tuple[str, str]]) -> str:
     """Return the code with the literals outside `common` emptied: <STR_LIT>, <NUM_LIT>."""
-    return re.sub(r"<(STR|NUM)_LIT:(.*?)>(?=['\"]|[^'\"]|$)", lambda m: m[0] if (m[1], m[2]) in common else f"<{m[1]}_LIT>", code,
-                  flags=re.DOTALL)
+    def emptied(match: re.Match) -> str:
+        return match[0] if (match[1], match[2]) in common else f"<{match[1]}_LIT>"
+    return re.sub(r"<(STR|NUM)_LIT:(.*?)>(?=['\"]|[^'\"]|$)", emptied, code, flags=re.DOTALL)
 
 
 def main(output: Path) -> None:
     rows, counts = [], Counter()
     for module, file in source_files():
-        for identifier, signature, docstring, body in documented_functions(module, file.read_text(encoding="utf-8")):
+        source = file.read_text(encoding="utf-8")
+        for identifier, signature, docstring, body in documented_functions(module, source):
             try:
                 marked_signature, _ = to_codexglue(signature + " pass\n")
                 marked_body, literals = to_codexglue(body)
             except (tokenize.TokenError, IndentationError):
                 continue  # a body that begins on the docstring's line
+            if len(marked_body) > MAX_BODY_CHARACTERS:
+                continue
             # a literal with ">" or over lines would end the mark in the wrong place
-            if any(kind == "STR" and (">" in text or "\n" in text) for kind, text in literals) or len(marked_body) > MAX_BODY_CHARACTERS:
+            if any(kind == "STR" and (">" in text or "\n" in text) for kind, text in literals):
                 continue
             counts.update(literals)
-            rows.append({"signature": marked_signature.removesuffix(" pass"), "docstring": docstring, "body": marked_body,
-                         "id": identifier})
-    common = {literal for kind, number in (("STR", KEPT_STRINGS), ("NUM", KEPT_NUMBERS)) for literal, _ in
-              sorted(((lit, n) for lit, n in counts.items() if lit[0] == kind and lit[1]), key=lambda item: (-item[1], item[0]))[:number]}
+            rows.append({"signature": marked_signature.removesuffix(" pass"), "docstring": docstring,
+                         "body": marked_body, "id": identifier})
+    common = set()
+    for kind, number in (("STR", KEPT_STRINGS), ("NUM", KEPT_NUMBERS)):
+        found = [(literal, n) for literal, n in counts.items() if literal[0] == kind and literal[1]]
+        found.sort(key=lambda item: (-item[1], item[0]))
+        common |= {literal for literal, _ in found[:number]}
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
     with open(temporary, "w", encoding="utf-8") as out:

@@ -1,7 +1,7 @@
-"""Make replay examples for train.py from the standard library that runs this: Python that the model must not forget.
+"""Make replay examples for train.py from the standard library: Python that the model must not forget.
 
-Each line is {"prompt", "completion"}: neighbouring pieces of one source file, cut at line ends.  The modules are others than
-those of make_python_benchmark.py, so that what is replayed is not what is measured.
+Each line is {"prompt", "completion"}: neighbouring pieces of one source file, cut at line ends.  The modules
+are others than those of make_python_benchmark.py, so that what is replayed is not what is measured.
 
 Run:    python demo/make_python_replay.py OUTPUT_FILE
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from make_python_benchmark import MODULES
 
-LEFT_OUT = {"test", "tests", "site-packages", "__pycache__", "idle_test", "encodings", "pydoc_data"}  # tests, tables, other people's code
+# tests, tables, other people's code
+LEFT_OUT = {"test", "tests", "site-packages", "__pycache__", "idle_test", "encodings", "pydoc_data"}
 PIECE_CHARACTERS = 320  # about 100 tokens
 
 

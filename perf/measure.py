@@ -27,7 +27,7 @@ class Run:
 
 
 def tree_memory(process: psutil.Process) -> tuple[int, int]:
-    """Return the memory of a process and its children now, in bytes: all of it, and what is not pages of files."""
+    """Return the bytes of memory of a process and its children now: all, and without pages of files."""
     total = anonymous = 0
     for member in [process, *process.children(recursive=True)]:
         with contextlib.suppress(OSError):  # it has ended
@@ -42,8 +42,8 @@ def tree_memory(process: psutil.Process) -> tuple[int, int]:
 def run(command: list[str | Path], **environment: str) -> Run:
     """Run a command to its end; CalledProcessError with its output if it fails."""
     started = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=os.environ | environment)
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, env=os.environ | environment)
     peak, anonymous, ended = 0, 0, threading.Event()
 
     def watch() -> None:

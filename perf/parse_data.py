@@ -1,7 +1,8 @@
 """Stage 1 beside `git clone`: bytes received and seconds, on a repository with a history.
 
-Builds a repository of --commits commits with the files of a real corpus, each commit changing some of them, and other
-files beside (what a repository holds that nobody asked for), then collects its .kt files from a file:// URL.
+Builds a repository of --commits commits with the files of a real corpus, each commit changing some of them,
+and other files beside (what a repository holds that nobody asked for), then collects its .kt files from a
+file:// URL.
 
 Run:    python perf/parse_data.py
 """
@@ -25,7 +26,7 @@ def git(folder: Path, *arguments: str, stdin: bytes | None = None) -> None:
 
 
 def build_repository(folder: Path, commits: int) -> None:
-    """Commit FILES source files and a binary or documentation file for each three, then `commits` changes of 5 files each."""
+    """Commit FILES source files and other files beside, then `commits` changes of 5 source files each."""
     generator = random.Random(0)
     with tarfile.open(CORPUS) as archive:
         members = [m for m in archive if m.isfile() and m.name.endswith(".kt")][:FILES]
@@ -47,7 +48,8 @@ def build_repository(folder: Path, commits: int) -> None:
         changed = generator.sample(range(len(names)), 5)
         for i in changed:
             contents[i] += b"// change %d\n" % number
-        commit({names[i]: contents[i] for i in changed} | {f"assets/{number % len(others)}.bin": generator.randbytes(20_000)})
+        commit({names[i]: contents[i] for i in changed}
+               | {f"assets/{number % len(others)}.bin": generator.randbytes(20_000)})
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main", "--bare")
     git(folder, "fast-import", "--quiet", stdin=b"".join(stream))
@@ -61,7 +63,8 @@ def folder_bytes(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=400)
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
@@ -74,8 +77,8 @@ def main() -> None:
         received: dict[str, int] = {}
 
         def stage() -> Run:
-            result = run([sys.executable, ROOT / "parse_data.py", "--repo_url", url, "--clone_path", root / "clone",
-                          "--output_file", root / "raw.jsonl"])
+            result = run([sys.executable, ROOT / "parse_data.py", "--repo_url", url, "--clone_path",
+                          root / "clone", "--output_file", root / "raw.jsonl"])
             received["stage"] = round(1e6 * float(result.output.split(" MB received")[0].rsplit(" ", 1)[1]))
             return result
 
@@ -85,14 +88,16 @@ def main() -> None:
             shutil.rmtree(root / "plain")
             return result
 
-        results = alternate(args.runs, stage=stage, full=lambda: clone("full"), shallow=lambda: clone("shallow", "--depth", "1"))
+        results = alternate(args.runs, stage=stage, full=lambda: clone("full"),
+                            shallow=lambda: clone("shallow", "--depth", "1"))
         seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
         print(machine())
         for other, label in (("full", "git clone"), ("shallow", "git clone --depth 1")):
             print(f"parse_data.py / {label}, {args.commits} commits: "
                   f"bytes {received['stage'] / 1e6:.1f} MB / {received[other] / 1e6:.1f} MB = "
-                  f"{received['stage'] / received[other]:.2f}; seconds {seconds['stage']:.2f} / {seconds[other]:.2f} = "
-                  f"{seconds['stage'] / seconds[other]:.2f} (whole process, reading and writing the files included)")
+                  f"{received['stage'] / received[other]:.2f}; seconds {seconds['stage']:.2f} / "
+                  f"{seconds[other]:.2f} = {seconds['stage'] / seconds[other]:.2f} (whole process, reading "
+                  "and writing the files included)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Stage 2 beside the usual recipe and beside tokenizing alone; whole processes on a corpus of 34 MB, and its memory.
+"""Stage 2 beside the usual recipe and beside tokenizing alone: seconds on a corpus of 34 MB, and memory.
 
-    usual: langchain's RecursiveCharacterTextSplitter counting with the Hugging Face tokenizer, 100 tokens, neighbours
-           paired, Dataset.from_list, save_to_disk: no de-duplication, white space at the cuts lost
+    usual: langchain's RecursiveCharacterTextSplitter counting with the Hugging Face tokenizer, 100 tokens,
+           neighbours paired, Dataset.from_list, save_to_disk: no de-duplication, white space at the cuts lost
     bare:  tokenizers.encode_batch over the same text on all cores, result thrown away
     stage: preprocess_data.py with stride = chunk, de-duplication, leakage report and pictures included
 
@@ -27,8 +27,8 @@ from langchain_text_splitters import RecursiveCharacterTextSplitter
 from transformers import AutoTokenizer
 from datasets import Dataset
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
-splitter = RecursiveCharacterTextSplitter.from_huggingface_tokenizer(tokenizer, chunk_size=100, chunk_overlap=0)
-rows = []
+make = RecursiveCharacterTextSplitter.from_huggingface_tokenizer
+splitter, rows = make(tokenizer, chunk_size=100, chunk_overlap=0), []
 for line in open(sys.argv[1], encoding="utf-8"):
     chunks = splitter.split_text(json.loads(line)["file_text"])
     rows += [{"prompt": a, "completion": b} for a, b in zip(chunks, chunks[1:])]
@@ -47,13 +47,13 @@ with open(sys.argv[1], encoding="utf-8") as file:
 def make_raw(folder: Path) -> Path:
     """Collect the corpus into a raw file."""
     subprocess.run(["bash", CORPUS, folder / "repository"], check=True, stdout=subprocess.DEVNULL)
-    run([sys.executable, ROOT / "parse_data.py", "--repo_url", (folder / "repository").as_uri(), "--clone_path", folder / "clone",
-         "--output_file", folder / "raw.jsonl"])
+    run([sys.executable, ROOT / "parse_data.py", "--repo_url", (folder / "repository").as_uri(),
+         "--clone_path", folder / "clone", "--output_file", folder / "raw.jsonl"])
     return folder / "raw.jsonl"
 
 
 def multiply(raw: Path, copies: int) -> Path:
-    """Write the raw file `copies` times over, the names in each copy changed so that it is a near-duplicate of none."""
+    """Write the raw file `copies` times over, with other names in each: it is a near-duplicate of none."""
     target = raw.with_name(f"raw{copies}.jsonl")
     with open(target, "w", encoding="utf-8") as out:
         for copy in range(copies):
@@ -67,7 +67,8 @@ def multiply(raw: Path, copies: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="folder with a tokenizer.json")
     parser.add_argument("--raw_file", type=Path, help="measure on this raw file instead of the shared corpus")
     parser.add_argument("--runs", type=int, default=3)
@@ -80,8 +81,9 @@ def main() -> None:
         raw = args.raw_file or make_raw(root)
 
         def stage(source: Path = raw) -> Run:
-            return run([sys.executable, ROOT / "preprocess_data.py", "--input_file", source, "--output_dir", root / "dataset",
-                        "--model_name_or_path", args.model_name_or_path, "--stride_tokens", "100"])
+            return run([sys.executable, ROOT / "preprocess_data.py", "--input_file", source, "--output_dir",
+                        root / "dataset", "--model_name_or_path", args.model_name_or_path, "--stride_tokens",
+                        "100"])
 
         def script(code: str) -> Run:
             return run([sys.executable, "-c", code, raw, args.model_name_or_path, root / "usual"])
@@ -97,9 +99,10 @@ def main() -> None:
         once = max(results["stage"], key=lambda r: r.peak_bytes)
         if args.copies:
             many = stage(multiply(raw, args.copies))
-            print(f"peak memory of preprocess_data.py, all processes: {once.peak_bytes / 1e6:.0f} MB once, {many.peak_bytes / 1e6:.0f} MB "
-                  f"for {args.copies} distinct copies ({many.seconds:.0f} s); without pages of files: {once.peak_anonymous / 1e6:.0f} MB "
-                  f"and {many.peak_anonymous / 1e6:.0f} MB")
+            print(f"peak memory of preprocess_data.py, all processes: {once.peak_bytes / 1e6:.0f} MB once, "
+                  f"{many.peak_bytes / 1e6:.0f} MB for {args.copies} distinct copies ({many.seconds:.0f} s); "
+                  f"without pages of files: {once.peak_anonymous / 1e6:.0f} MB and "
+                  f"{many.peak_anonymous / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

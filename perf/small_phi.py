@@ -1,11 +1,12 @@
-"""Make a second model to try settings on: a small phi, pretrained for minutes on the Python of the standard library.
+"""Make a second model to try settings on: a small phi, pretrained for minutes on the standard library.
 
-It knows some Python and no Kotlin, has another architecture than SmolLM2 (one norm a block, attention and MLP side by side,
-biases, an untied head) and a twenty-fifth of its parameters.
+It knows some Python and no Kotlin, has another architecture than SmolLM2 (one norm a block, attention and MLP
+side by side, biases, an untied head) and a twenty-fifth of its parameters.
 
 Run:    python perf/small_phi.py OUTPUT_FOLDER
         python preprocess_data.py --model_name_or_path OUTPUT_FOLDER --output_dir DATASET ...
-        python perf/sweep.py --model_name_or_path OUTPUT_FOLDER --dataset DATASET --output FILE --learning_rates_only --examples 2400
+        python perf/sweep.py --model_name_or_path OUTPUT_FOLDER --dataset DATASET --output FILE \\
+            --learning_rates_only --examples 2400
 """
 import sys
 import sysconfig
@@ -22,18 +23,20 @@ def main(folder: Path) -> None:
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
     root = Path(sysconfig.get_path("stdlib"))
-    files = [file for file in sorted(root.rglob("*.py")) if "site-packages" not in file.parts and "test" not in file.parts]
+    files = [file for file in sorted(root.rglob("*.py")) if not {"site-packages", "test"} & set(file.parts)]
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False,
-                                                           initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END_OF_TEXT], show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT).save_pretrained(folder)
     ids = torch.tensor([token for encoding in backend.encode_batch(texts) for token in (*encoding.ids, 0)])
     torch.manual_seed(0)
-    model = PhiForCausalLM(PhiConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=1024, num_hidden_layers=4,
-                                     num_attention_heads=4, max_position_embeddings=1024, partial_rotary_factor=0.5,
-                                     bos_token_id=0, eos_token_id=0))
+    model = PhiForCausalLM(PhiConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=1024,
+                                     num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=1024,
+                                     partial_rotary_factor=0.5, bos_token_id=0, eos_token_id=0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS, pct_start=0.1)
     begun = time.time()

@@ -1,8 +1,8 @@
-"""Which settings of stage 3 learn most: train.py with one setting changed at a time, on the same examples for all.
+"""Which settings of stage 3 learn most: train.py with one setting changed at a time, on the same examples.
 
-Every run sees the same number of training examples, hence of tokens; the seconds of each run's training are beside its
-loss, because rank, batch and schedule change them a little.  What a run gave is appended to --output, and a run that is
-there already is not repeated.
+Every run sees the same number of training examples, hence of tokens; the seconds of each run's training are
+beside its loss, because rank, batch and schedule change them a little.  What a run gave is appended to
+--output, and a run that is there already is not repeated.
 
 Run:    python perf/sweep.py --model_name_or_path MODEL --dataset DATASET --output sweep.jsonl
 """
@@ -26,10 +26,10 @@ LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 def run_training(args: argparse.Namespace, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run train.py with these settings and return its summary."""
     steps = args.examples // settings["examples_per_step"]
-    command = [sys.executable, ROOT / "train.py", "--model_name_or_path", args.model_name_or_path, "--dataset", args.dataset,
-               "--output_dir", folder / "adapter", "--quantization", "none", "--max_train_samples", args.examples,
-               "--max_validation_samples", args.validation_examples, "--eval_steps", steps, "--overwrite", "--seed", args.seed,
-               "--precision", args.precision]
+    command = [sys.executable, ROOT / "train.py", "--model_name_or_path", args.model_name_or_path,
+               "--dataset", args.dataset, "--output_dir", folder / "adapter", "--quantization", "none",
+               "--max_train_samples", args.examples, "--max_validation_samples", args.validation_examples,
+               "--eval_steps", steps, "--overwrite", "--seed", args.seed, "--precision", args.precision]
     for name, value in settings.items():
         command += [f"--{name}", value]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
@@ -39,7 +39,8 @@ def run_training(args: argparse.Namespace, settings: dict[str, Any], folder: Pat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, one a run")
@@ -47,10 +48,12 @@ def main() -> None:
     parser.add_argument("--validation_examples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", default="auto", help="as train.py has it (default: %(default)s)")
-    parser.add_argument("--learning_rates_only", action="store_true", help="for a second model: is the best one of like size?")
+    parser.add_argument("--learning_rates_only", action="store_true",
+                        help="for a second model: is the best one of like size?")
     args = parser.parse_args()
     changes = [{"learning_rate": rate} for rate in LEARNING_RATES] if args.learning_rates_only else CHANGES
-    done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.is_file() else []
+    lines = args.output.read_text().splitlines() if args.output.is_file() else []
+    done = [json.loads(line) for line in lines]
     print(f"{machine()}; {args.examples} examples\n"
           "| learning rate | rank | examples a step | schedule | loss before | after | training, s |\n"
           "|---:|---:|---:|---|---:|---:|---:|", flush=True)

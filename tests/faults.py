@@ -1,13 +1,15 @@
 """Faults, tried one by one on every stage: what was promised when something fails, counted.
 
-A tiny pipeline is built in a scratch folder.  Each fault runs one stage there in a process of its own, over an output that
-an earlier run with other settings left, then looks at what is there, runs the same command again without the fault, and
-compares with what an undisturbed run writes.
+A tiny pipeline is built in a scratch folder.  Each fault runs one stage there in a process of its own, over
+an output that an earlier run with other settings left, then looks at what is there, runs the same command
+again without the fault, and compares with what an undisturbed run writes.
 
-    kill       SIGTERM, SIGINT and SIGKILL before every file operation of the stage, and at moments spread over its run
+    kill       SIGTERM, SIGINT and SIGKILL before every file operation of the stage, and at moments spread
+               over its run
     disk full  "no space left" at every file operation; a file size limit; a small tmpfs (as root)
     read-only  the output on a file system that is read-only (as root), or in folders without write permission
-    damage     every file that the stage reads: missing, empty, cut in half, one byte short, single bits changed
+    damage     every file that the stage reads: missing, empty, cut in half, one byte short, single bits
+               changed
     kept       the same for the checkpoints and the cached predictions that a repeated command goes on with
     twice      the same command while the first is at work, stopped at various points
 
@@ -20,6 +22,7 @@ import errno
 import hashlib
 import importlib
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -43,6 +46,8 @@ FLIPS = 3  # bytes changed in each damaged file, one at a time
 LIMIT_SECONDS = 120  # of one run; a stage that hangs is a defect
 EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}
 WRITING_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
+PUT_OFF = ("matplotlib.backends.backend_agg", "peft.utils.transformers_weight_conversion",
+           "transformers.models.llama.modeling_llama")  # what libraries load only when it is used
 ALLOCATING_EVENTS = {"open", "os.mkdir", "os.rename"}  # a full disk does not keep files from being removed
 
 
@@ -53,30 +58,38 @@ class Stage(NamedTuple):
     earlier: tuple[str, ...]  # what is added for the output that lies there before
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]  # files and folders
-    results: str  # regular expression of the files, below the outputs, that an equal run writes again to the byte
+    # regular expression of the files, below the outputs, that an equal run writes again to the byte
+    results: str
     again: tuple[str, ...] = ()  # what is added where the command is repeated
     kept: tuple[str, ...] = ()  # patterns of the files that a repeated command goes on with
 
 
-TRAINING = ("--quantization", "none", "--precision", "float32", "--max_steps", "4", "--learning_rate", "0.05", "--max_train_samples", "16",
-            "--max_validation_samples", "4", "--examples_per_step", "4", "--save_steps", "2", "--eval_steps", "2", "--tokens_per_batch",
-            "512")
+TRAINING = ("--quantization", "none", "--precision", "float32", "--max_steps", "4", "--learning_rate", "0.05",
+            "--max_train_samples", "16", "--max_validation_samples", "4", "--examples_per_step", "4",
+            "--save_steps", "2", "--eval_steps", "2", "--tokens_per_batch", "512")
 STAGES = (
-    Stage("parse_data", ("--repo_url", "code", "--clone_path", "clone", "--output_file", "data/raw.jsonl"), ("--revision", "earlier"),
-          ("code",), ("data/raw.jsonl", "data/raw.provenance.jsonl", "data/raw.manifest.json"), r".*\.jsonl"),
-    Stage("preprocess_data", ("--input_file", "data/raw.jsonl", "--output_dir", "data/dataset", "--model_name_or_path", "model",
-                              "--num_proc", "1", "--validation_fraction", "0.2", "--test_fraction", "0.2", "--chunk_tokens", "30",
-                              "--stride_tokens", "15"),
-          ("--seed", "7"), ("data/raw.jsonl", "data/raw.manifest.json", "model"), ("data/dataset",), r".*\.arrow"),
-    Stage("train", ("--model_name_or_path", "model", "--dataset", "data/dataset", "--output_dir", "models/adapter", *TRAINING),
-          ("--seed", "7"), ("data/dataset", "model"), ("models/adapter",), r".*(\.safetensors|\.jsonl|adapter_config\.json)",
-          ("--resume",), ("models/adapter.checkpoints/**/*",)),
-    Stage("merge_lora", ("--hf_repository", "models/adapter", "--output_dir", "models/merged"), ("--dtype", "bfloat16"),
-          ("models/adapter", "model"), ("models/merged",), r".*(\.safetensors|/config\.json)"),
-    Stage("benchmarking", ("--hf_repository", "models/merged", "--base_model", "model", "--dataset", "data/dataset", "--codexglue_file",
-                           "data/python.jsonl", "--sample", "3", "--precision", "float32", "--output_dir", "results"),
-          ("--max_new_tokens", "6"), ("models/merged", "model", "data/dataset", "data/python.jsonl"), ("results",), r".*/metrics\.json", (),
-          ("results/predictions/*",)),
+    Stage("parse_data", ("--repo_url", "code", "--clone_path", "clone", "--output_file", "data/raw.jsonl"),
+          ("--revision", "earlier"), ("code",),
+          ("data/raw.jsonl", "data/raw.provenance.jsonl", "data/raw.manifest.json"), r".*\.jsonl"),
+    Stage("preprocess_data", ("--input_file", "data/raw.jsonl", "--output_dir", "data/dataset",
+                              "--model_name_or_path", "model", "--num_proc", "1", "--validation_fraction",
+                              "0.2", "--test_fraction", "0.2", "--chunk_tokens", "30", "--stride_tokens",
+                              "15"),
+          ("--seed", "7"), ("data/raw.jsonl", "data/raw.manifest.json", "model"), ("data/dataset",),
+          r".*\.arrow"),
+    Stage("train", ("--model_name_or_path", "model", "--dataset", "data/dataset", "--output_dir",
+                    "models/adapter", *TRAINING),
+          ("--seed", "7"), ("data/dataset", "model"), ("models/adapter",),
+          r".*(\.safetensors|\.jsonl|adapter_config\.json)", ("--resume",),
+          ("models/adapter.checkpoints/**/*",)),
+    Stage("merge_lora", ("--hf_repository", "models/adapter", "--output_dir", "models/merged"),
+          ("--dtype", "bfloat16"), ("models/adapter", "model"), ("models/merged",),
+          r".*(\.safetensors|/config\.json)"),
+    Stage("benchmarking", ("--hf_repository", "models/merged", "--base_model", "model", "--dataset",
+                           "data/dataset", "--codexglue_file", "data/python.jsonl", "--sample", "3",
+                           "--precision", "float32", "--output_dir", "results"),
+          ("--max_new_tokens", "6"), ("models/merged", "model", "data/dataset", "data/python.jsonl"),
+          ("results",), r".*/metrics\.json", (), ("results/predictions/*",)),
 )
 
 
@@ -92,7 +105,7 @@ NO_FAULT = Fault()
 
 
 class Run(NamedTuple):
-    """What a run left: exit code (negative: the signal that ended it), screen, seconds, and its file operations."""
+    """What a run left: exit code (negative: the signal that ended it), screen, seconds, file operations."""
     code: int
     screen: str
     seconds: float
@@ -101,9 +114,9 @@ class Run(NamedTuple):
     lock: int  # the operation that opens the lock
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One run, in a forked process: the libraries are imported once, by the parent
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 class Started(NamedTuple):
     """A run under way: its process, what it says, and the file that counts its operations."""
@@ -195,7 +208,8 @@ def finish(started: Started, fault: Fault = NO_FAULT) -> Run:
     counted = map(int, (os.pread(started.counter, 30, 0) or b"0 0 0").split())
     os.close(started.screen)
     os.close(started.counter)
-    return Run(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), now - (first_words or now), *counted)
+    return Run(os.waitstatus_to_exitcode(status), said.decode(errors="replace"), now - (first_words or now),
+               *counted)
 
 
 def run(stage: Stage, folder: Path, arguments: tuple[str, ...], fault: Fault = NO_FAULT) -> Run:
@@ -203,9 +217,9 @@ def run(stage: Stage, folder: Path, arguments: tuple[str, ...], fault: Fault = N
     return finish(start(stage, folder, arguments, fault), fault)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The scratch folder, and what is in it
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def make_inputs(folder: Path) -> None:
     """Write a git repository of two commits, a tiny model and a Python set."""
@@ -215,14 +229,17 @@ def make_inputs(folder: Path) -> None:
     (folder / "data").mkdir()
     tiny_models.save_model(folder / "model", "llama")
     tiny_models.save_codexglue(folder / "data" / "python.jsonl", 4)
-    git = ["git", "-C", str(folder / "code"), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    git = ["git", "-C", str(folder / "code"), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c",
+           "commit.gpgsign=false"]
     environment = os.environ | {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
     subprocess.run([*git, "init", "-q"], check=True, env=environment)
     for first, tag in ((0, "earlier"), (12, "now")):
         for number in range(first, first + 12):
             draw = random.Random(number)
-            functions = [f"fun f{draw.randrange(10**6)}(x: Int): Int {{\n    return x * {draw.randrange(10**6)}\n}}\n" for _ in range(5)]
-            (folder / "code" / "src" / f"File{number}.kt").write_text(f"package p{number}\n\n" + "\n".join(functions))
+            functions = [f"fun f{draw.randrange(10**6)}(x: Int): Int {{\n"
+                         f"    return x * {draw.randrange(10**6)}\n}}\n" for _ in range(5)]
+            text = f"package p{number}\n\n" + "\n".join(functions)
+            (folder / "code" / "src" / f"File{number}.kt").write_text(text)
         subprocess.run([*git, "add", "."], check=True, env=environment)
         subprocess.run([*git, "commit", "-q", "-m", tag], check=True, env=environment)
         subprocess.run([*git, "tag", tag], check=True, env=environment)
@@ -230,29 +247,38 @@ def make_inputs(folder: Path) -> None:
 
 def hashes(folder: Path, places: tuple[str, ...]) -> dict[str, str]:
     """Return {path below `folder`: SHA-256} of the files at `places`."""
-    files = [file for place in places for file in ([folder / place] if (folder / place).is_file() else sorted((folder / place).rglob("*")))]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for place in places for file in files_at(folder / place)}
+
+
+def files_at(place: Path) -> list[Path]:
+    """Return the file, or the files in the folder, at `place`, in order."""
+    return [file for file in ([place] if place.is_file() else sorted(place.rglob("*"))) if file.is_file()]
 
 
 def results(folder: Path, stage: Stage) -> dict[str, str]:
     """Return the hashes of the stage's output that do not depend on when it ran."""
-    return {name: digest for name, digest in hashes(folder, stage.outputs).items() if re.fullmatch(stage.results, name)}
+    return {name: digest for name, digest in hashes(folder, stage.outputs).items()
+            if re.fullmatch(stage.results, name)}
 
 
 def listing(folder: Path) -> set[str]:
-    """Return every path in the folder; datasets keeps files beside a data set that it read, under names with a hash."""
+    """Return every path in the folder but those of the code, the predictions, and what datasets keeps beside
+    a data set that it read, under names with a hash."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    return {name for name in names if not name.startswith("code/") and "/predictions/" not in name and "cache-" not in name}
+    return {name for name in names
+            if not name.startswith("code/") and "/predictions/" not in name and "cache-" not in name}
 
 
 def is_whole(folder: Path, stage: Stage) -> str | None:
-    """Return what is wrong with an output that claims to be whole: a file that its manifest does not describe."""
-    import pipeline_io
+    """Return what is wrong with an output that claims to be whole: what its manifest does not describe."""
+    from pipeline.lineage import changed_file
+    from pipeline.manifests import read_manifest
 
-    manifest = pipeline_io.read_manifest(folder / stage.outputs[0])
+    manifest = read_manifest(folder / stage.outputs[0])
     if manifest is None:
         return "no manifest"
-    return pipeline_io.changed_file(folder / stage.outputs[0], manifest)
+    return changed_file(folder / stage.outputs[0], manifest)
 
 
 class Bench:
@@ -268,7 +294,8 @@ class Bench:
             self.after, self.listing = results(folder, stage), listing(folder)
             self.undisturbed = undisturbed
         if self.before == self.after or not self.after:
-            raise SystemExit(f"{stage.script}: the earlier output is no other than the new one, so that nothing could be seen")
+            raise SystemExit(f"{stage.script}: the earlier output is no other than the new one, so that "
+                             "nothing could be seen")
 
     @contextlib.contextmanager
     def fresh(self, place: Path | None = None) -> Iterator[Path]:
@@ -287,9 +314,9 @@ class Bench:
         for name, expected in (("earlier", self.before), ("new", self.after)):
             if found == expected:
                 return name
-        aside = [path for place in self.stage.outputs for path in [(folder / place).with_name(f".{Path(place).name}.pipeline-previous")]
-                 if path.is_dir()]
-        if not found and aside:
+        aside = [(folder / place).with_name(f".{Path(place).name}.pipeline-previous")
+                 for place in self.stage.outputs]
+        if not found and any(path.is_dir() for path in aside):
             return "aside"  # between two renames: the next start of a stage puts it back
         return "mixed"
 
@@ -317,9 +344,9 @@ def one_line(screen: str, script: str) -> str | None:
     return None if last.startswith(f"{script}.py: ") else f"the last line is not ours: {last!r}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The faults: each yields (kind, how it ended, defect or None)
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 Outcome = tuple[str, str, str | None]
 
@@ -341,8 +368,10 @@ def after_interruption(bench: Bench, folder: Path, ended: Run, expected: int) ->
         defect = one_line(ended.screen, script)
     if not defect and state == "mixed":
         mixed = is_whole(folder, bench.stage)
-        defect = None if mixed not in (None, "no manifest") else f"a mixture of two runs that passes for one ({mixed})"
-    how = {"earlier": "the earlier output whole", "new": "the new output whole", "aside": "the earlier output set aside, and put back",
+        if mixed in (None, "no manifest"):
+            defect = f"a mixture of two runs that passes for one ({mixed})"
+    how = {"earlier": "the earlier output whole", "new": "the new output whole",
+           "aside": "the earlier output set aside, and put back",
            "mixed": "files of both runs, noticed by the manifest"}[state]
     if ended.code == 0 and state == "new":
         how = "no effect: the run went through"
@@ -353,7 +382,8 @@ def kills(bench: Bench, at_most: int) -> Iterator[Outcome]:
     """Kill the stage before every file operation, and at moments spread over its run."""
     for name in SIGNALS:
         faults = [Fault(name, at=at) for at in range(1, bench.undisturbed.operations + 1)]
-        faults += [Fault(name, moment=bench.undisturbed.seconds * (i + 0.5) / MOMENTS) for i in range(MOMENTS)]
+        faults += [Fault(name, moment=bench.undisturbed.seconds * (i + 0.5) / MOMENTS)
+                   for i in range(MOMENTS)]
         for fault in spread(faults, at_most):
             with bench.fresh() as folder:
                 ended = run(bench.stage, folder, bench.stage.arguments, fault)
@@ -362,7 +392,7 @@ def kills(bench: Bench, at_most: int) -> Iterator[Outcome]:
 
 
 def full_disks(bench: Bench, at_most: int) -> Iterator[Outcome]:
-    """Let the disk be full at every file operation, limit the size of a file, and give the stage a small file system."""
+    """Let the disk be full at every file operation; limit the size of a file; give it a small file system."""
     for at in spread(list(range(1, bench.undisturbed.allocations + 1)), at_most):
         fault = Fault("ENOSPC", at=at)
         with bench.fresh() as folder:
@@ -371,8 +401,8 @@ def full_disks(bench: Bench, at_most: int) -> Iterator[Outcome]:
             yield "no space left", how, defect and f"{fault}: {defect}"
     with bench.fresh() as folder:
         run(bench.stage, folder, bench.stage.arguments)
-        largest = max(file.stat().st_size for place in bench.stage.outputs for file in
-                      ([folder / place] if (folder / place).is_file() else (folder / place).rglob("*")))
+        largest = max(file.stat().st_size for place in bench.stage.outputs
+                      for file in files_at(folder / place))
     for i in spread(list(range(SIZES)), at_most):
         fault = Fault(file_size=512 + largest * i // SIZES)  # with less, not even a semaphore can be made
         with bench.fresh() as folder:
@@ -428,7 +458,8 @@ def damage(file: Path, how: str | int) -> str:
         file.write_bytes(data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1:])
         return f"{file.name}, a bit of byte {place}"
     else:
-        file.write_bytes(data[:{"empty": 0, "half": len(data) // 2, "one byte short": len(data) - 1}.get(how, 0)])
+        kept = {"empty": 0, "half": len(data) // 2, "one byte short": len(data) - 1}.get(how, 0)
+        file.write_bytes(data[:kept])
     return f"{file.name}, {how}"
 
 
@@ -436,16 +467,21 @@ DAMAGES = ("missing", "empty", "half", "one byte short", *range(FLIPS))
 
 
 def kept_damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
-    """Stop the stage late, damage a file of those that it would go on with, and repeat the command: the result is the same."""
+    """Stop the stage late, damage a file of those that it would go on with, and repeat the command: the
+    result is the same."""
     with bench.fresh() as folder:
-        run(bench.stage, folder, bench.stage.arguments, Fault("SIGTERM", at=bench.undisturbed.operations * 3 // 4))
-        names = [str(file.relative_to(folder)) for pattern in bench.stage.kept for file in sorted(folder.glob(pattern)) if file.is_file()]
+        run(bench.stage, folder, bench.stage.arguments,
+            Fault("SIGTERM", at=bench.undisturbed.operations * 3 // 4))
+        names = [str(file.relative_to(folder)) for pattern in bench.stage.kept
+                 for file in sorted(folder.glob(pattern)) if file.is_file()]
     for name, how in spread([(name, how) for name in names for how in DAMAGES], at_most):
         with bench.fresh() as folder:
-            run(bench.stage, folder, bench.stage.arguments, Fault("SIGTERM", at=bench.undisturbed.operations * 3 // 4))
+            run(bench.stage, folder, bench.stage.arguments,
+                Fault("SIGTERM", at=bench.undisturbed.operations * 3 // 4))
             label = damage(folder / name, how)
             defect = bench.repeat(folder)
-            yield "damaged checkpoint or cache", "noticed, or harmless: the same result", defect and f"{label}: {defect}"
+            yield ("damaged checkpoint or cache", "noticed, or harmless: the same result",
+                   defect and f"{label}: {defect}")
 
 
 def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
@@ -455,7 +491,7 @@ def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
         with bench.fresh() as folder:
             label = f"{Path(name).parent}/{damage(folder / name, how)}"
             ended = run(bench.stage, folder, bench.stage.arguments)
-            kind = "damaged input: bit changed" if isinstance(how, int) else "damaged input: cut short or missing"
+            kind = f"damaged input: {'bit changed' if isinstance(how, int) else 'cut short or missing'}"
             if ended.code:
                 defect = one_line(ended.screen, bench.stage.script)
                 if not defect and bench.state(folder) != "earlier":
@@ -465,7 +501,8 @@ def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
                 yield kind, "harmless: the same result", None
             elif "WARNING" in ended.screen or "note:" in ended.screen:
                 yield kind, "named, and gone on", None
-            elif name == "data/python.jsonl" and hashlib.sha256((folder / name).read_bytes()).hexdigest() in metrics_of(folder):
+            elif (name == "data/python.jsonl"
+                  and hashlib.sha256((folder / name).read_bytes()).hexdigest() in metrics_of(folder)):
                 yield kind, "a file of the user's own: the result is told by the file's hash", None
             elif name.startswith("model/"):
                 yield kind, "NOT NOTICED: a base model without hashes", None
@@ -474,7 +511,7 @@ def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
 
 
 def twice(bench: Bench, at_most: int) -> Iterator[Outcome]:
-    """Stop the stage at some file operation behind its lock, start the same command, and let the first go on."""
+    """Stop the stage at a file operation behind its lock, start the same command, and let the first go on."""
     for at in spread(list(range(bench.undisturbed.lock + 1, bench.undisturbed.operations)), at_most):
         with bench.fresh() as folder:
             first = start(bench.stage, folder, bench.stage.arguments, Fault("SIGSTOP", at=at))
@@ -487,16 +524,19 @@ def twice(bench: Bench, at_most: int) -> Iterator[Outcome]:
                 defect = f"the second ended with {second.code}: {second.screen[-400:]}"
             if ended.code or results(folder, bench.stage) != bench.after:
                 defect = f"the first ended with {ended.code}, or with another result: {ended.screen[-400:]}"
-            yield "two at once", "the second told, the first's result whole", defect and f"at operation {at}: {defect}"
+            yield ("two at once", "the second told, the first's result whole",
+                   defect and f"at operation {at}: {defect}")
 
 
-KINDS = {"kill": kills, "disk": full_disks, "read_only": read_only, "damage": damages, "kept": kept_damages, "twice": twice}
+KINDS = {"kill": kills, "disk": full_disks, "read_only": read_only, "damage": damages, "kept": kept_damages,
+         "twice": twice}
 
 
 def may_mount() -> bool:
     """Return whether a tmpfs can be mounted here."""
     with tempfile.TemporaryDirectory() as place:
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True, check=False).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True,
+                          check=False).returncode:
             return False
         subprocess.run(["umount", place], check=True)
     return True
@@ -522,9 +562,9 @@ def remount(place: Path, option: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{option}", str(place)], check=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The count
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def table(counts: dict[str, Counter], defects: Counter) -> Iterator[str]:
     """Yield the Markdown table of what was tried, and how it ended."""
@@ -538,16 +578,21 @@ def table(counts: dict[str, Counter], defects: Counter) -> Iterator[str]:
 
 def prepare_process(scratch: Path) -> None:
     """Let nothing outside `scratch` matter, and import what the stages need once."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch / "hf"), "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1",
-                   "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(scratch / "matplotlib")}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch / "hf"), "GIT_CONFIG_GLOBAL": "/dev/null",
+                   "GIT_CONFIG_NOSYSTEM": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
+                   "MPLCONFIGDIR": str(scratch / "matplotlib")}
     sys.path[:0] = [str(ROOT)]
     os.environ["PYTHONPATH"] = str(ROOT)
-    for name in ("torch", "transformers", "peft", "datasets", "pandas", "matplotlib.pyplot", "git", "rapidfuzz", "transformers.trainer",
-                 "transformers.models.llama.modeling_llama", "peft.tuners.lora"):
+    import pipeline
+
+    # Before the forks: a stage loads its modules, and with them the libraries, only when it runs.
+    modules = [module.name for module in pkgutil.walk_packages(pipeline.__path__, "pipeline.")]
+    for name in (*modules, *(stage.script for stage in STAGES), *PUT_OFF):
         importlib.import_module(name)
 
 
-def try_faults(scratch: Path, stages: list[str], kinds: list[str], at_most: int) -> tuple[dict[str, Counter], list[str], Counter]:
+def try_faults(scratch: Path, stages: list[str], kinds: list[str],
+               at_most: int) -> tuple[dict[str, Counter], list[str], Counter]:
     """Try the faults and return the counts by kind, the defects, and their counts."""
     from tqdm import tqdm
 
@@ -562,7 +607,8 @@ def try_faults(scratch: Path, stages: list[str], kinds: list[str], at_most: int)
         if stage.script in stages:
             bench = Bench(stage, scratch, template)
             for kind in kinds:
-                for label, how, defect in tqdm(KINDS[kind](bench, at_most), desc=f"{stage.script}, {kind}", unit=" faults", disable=None):
+                for label, how, defect in tqdm(KINDS[kind](bench, at_most), desc=f"{stage.script}, {kind}",
+                                               unit=" faults", disable=None):
                     counts[label]["DEFECT" if defect else how] += 1
                     number[label] += bool(defect)
                     if defect:
@@ -576,11 +622,13 @@ def try_faults(scratch: Path, stages: list[str], kinds: list[str], at_most: int)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [stage.script for stage in STAGES]
     parser.add_argument("--stages", nargs="+", choices=names, default=names, help="(default: all)")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="(default: all)")
-    parser.add_argument("--at_most", type=int, default=0, help="of each kind and stage, evenly spread; 0: all (default: %(default)s)")
+    parser.add_argument("--at_most", type=int, default=0,
+                        help="of each kind and stage, evenly spread; 0: all (default: %(default)s)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         prepare_process(Path(scratch))

@@ -1,11 +1,13 @@
-"""A Hugging Face hub on loopback for the tests: models and data sets, small files, LFS and Xet, commits, branches, tokens.
+"""A Hugging Face hub on loopback for the tests: models and data sets, small files, LFS and Xet, commits,
+branches, tokens.
 
-The real clients talk to it, unmodified, with HF_ENDPOINT in their environment (`Hub.environment`).  Every request is
-recorded (`Hub.requests`), and faults can be injected: a status (`fail`), a broken connection, before the request is
-carried out or after it (`fail(..., broken="before")`), or a request that waits (`hold`).
+The real clients talk to it, unmodified, with HF_ENDPOINT in their environment (`Hub.environment`).  Every
+request is recorded (`Hub.requests`), and faults can be injected: a status (`fail`), a broken connection,
+before the request is carried out or after it (`fail(..., broken="before")`), or a request that waits
+(`hold`).
 
-Large files lie on a second port, as on the real hub: the clients must not send the token there.  Xet goes through the
-client's `local://` store, a folder; what it holds is read from the client's own index files.
+Large files lie on a second port, as on the real hub: the clients must not send the token there.  Xet goes
+through the client's `local://` store, a folder; what it holds is read from the client's own index files.
 """
 import base64
 import binascii
@@ -32,9 +34,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 OCTETS = "application/octet-stream"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What is stored
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class StoredFile:
@@ -53,7 +55,8 @@ class StoredFile:
     def as_json(self, path: str) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": path, "oid": self.blob_id, "size": self.size}
         if self.sha256:
-            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(POINTER.format(self.sha256, self.size))}
+            entry["lfs"] = {"oid": self.sha256, "size": self.size,
+                            "pointerSize": len(POINTER.format(self.sha256, self.size))}
         return entry | ({"xetHash": self.xet_hash} if self.xet_hash else {})
 
 
@@ -77,7 +80,8 @@ class Repository:
 
     def commit(self, branch: str, files: dict[str, StoredFile], title: str) -> Commit:
         parent = self.branches.get(branch)
-        identity = [self.kind, self.name, parent, title, len(self.commits), sorted((path, file.blob_id) for path, file in files.items())]
+        identity = [self.kind, self.name, parent, title, len(self.commits),
+                    sorted((path, file.blob_id) for path, file in files.items())]
         commit = Commit(hashlib.sha1(json.dumps(identity).encode()).hexdigest(), parent, title, files)
         self.commits[commit.id], self.branches[branch] = commit, commit.id
         return commit
@@ -91,23 +95,27 @@ class Repository:
 
 
 def xet_files(store: Path) -> dict[str, tuple[str, int]]:
-    """Return {SHA-256: (Xet hash, size)} of the files in a `local://` store, from the shards that the client wrote.
+    """Return {SHA-256: (Xet hash, size)} of the files in a `local://` store, from the shards that the client
+    wrote.
 
-    A shard: a header of 48 bytes, then records of 48 bytes.  Each file has a head (hash, flags, number of segments), its
-    segments (a length at byte 36), as many verification records if bit 31 of the flags is set, and if bit 30 is, one that
-    begins with its SHA-256.  A record that begins with 32 bytes 0xff ends the list.
+    A shard: a header of 48 bytes, then records of 48 bytes.  Each file has a head (hash, flags, number of
+    segments), its segments (a length at byte 36), as many verification records if bit 31 of the flags is set,
+    and if bit 30 is, one that begins with its SHA-256.  A record that begins with 32 bytes 0xff ends the
+    list.
     """
     def shown(raw: bytes) -> str:
         return b"".join(raw[i:i + 8][::-1] for i in range(0, 32, 8)).hex()  # four little-endian numbers
 
     found: dict[str, tuple[str, int]] = {}
     for shard in store.glob("xet/xorbs/shards/*.mdb"):
-        records = iter(struct.iter_unpack("48s", (data := shard.read_bytes())[48:48 + (len(data) - 48) // 48 * 48]))
+        data = shard.read_bytes()
+        records = iter(struct.iter_unpack("48s", data[48:48 + (len(data) - 48) // 48 * 48]))
         for (head,) in records:
             if head[:32] == b"\xff" * 32:
                 break
             flags, segments = struct.unpack_from("<II", head, 32)
-            size = sum(struct.unpack_from("<I", segment, 36)[0] for (segment,) in itertools.islice(records, segments))
+            size = sum(struct.unpack_from("<I", segment, 36)[0]
+                       for (segment,) in itertools.islice(records, segments))
             for _ in range(segments if flags >> 31 & 1 else 0):
                 next(records)
             if flags >> 30 & 1:
@@ -115,9 +123,9 @@ def xet_files(store: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What happens to requests
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Request:
@@ -156,7 +164,7 @@ class Refusal(Exception):
 
 
 class Hub:
-    """The hub: `with Hub() as hub:` serves it at `hub.url`.  `xet_store`: a folder; without it there is no Xet."""
+    """The hub: `with Hub() as hub:` serves it at `hub.url`; without a folder `xet_store` there is no Xet."""
 
     def __init__(self, xet_store: Path | None = None):
         self.xet_store = xet_store
@@ -168,7 +176,8 @@ class Hub:
         self.lock = threading.RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
+        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_address[1]}"
+                                      for server in self.servers)
 
     def __enter__(self) -> "Hub":
         for server in self.servers:
@@ -185,17 +194,20 @@ class Hub:
             server.server_close()
 
     def environment(self, home: Path, token: str | None = WRITE_TOKEN, **more: str) -> dict[str, str]:
-        """Return an environment in which the clients talk to this hub, with the cache and the login of `home`."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-        return inherited | {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-                            "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
-                            "HF_HUB_DISABLE_XET": "0" if self.xet_store else "1"} | ({"HF_TOKEN": token} if token else {}) | more
+        """Return an environment in which the clients talk to this hub, with cache and login in `home`."""
+        inherited = {name: value for name, value in os.environ.items()
+                     if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
+        ours = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1",
+                "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1",
+                "HF_HUB_DISABLE_XET": "0" if self.xet_store else "1"}
+        return inherited | ours | ({"HF_TOKEN": token} if token else {}) | more
 
     def repository(self, name: str, kind: str = "model") -> Repository:
         return self.repositories[kind, name]
 
-    def add(self, name: str, files: Path | dict[str, bytes], kind: str = "model", branch: str = "main") -> Commit:
-        """Put the files of a folder, or {name: content}, into a repository, which is made if it is missing."""
+    def add(self, name: str, files: Path | dict[str, bytes], kind: str = "model",
+            branch: str = "main") -> Commit:
+        """Put the files of a folder, or {name: content}, into a repository, made if it is missing."""
         if isinstance(files, Path):
             files = {p.relative_to(files).as_posix(): p.read_bytes() for p in files.rglob("*") if p.is_file()}
         repository = self.repositories.setdefault((kind, name), Repository(kind, name))
@@ -220,7 +232,8 @@ class Hub:
 
     def sent(self, method: str, path: str) -> list[Request]:
         """Return the requests whose path matches."""
-        return [request for request in self.requests if request.method == method and re.search(path, request.path)]
+        return [request for request in self.requests
+                if request.method == method and re.search(path, request.path)]
 
 
 def account(role: str, orgs: tuple[dict[str, str], ...] = (), **token: Any) -> dict[str, Any]:
@@ -233,9 +246,9 @@ def folder_as_json(path: str) -> dict[str, Any]:
     return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The interface
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 _routes: list[tuple[str, re.Pattern, Callable]] = []
 KIND, NAME = r"/api/(?P<kind>model|dataset)s", r"/(?P<name>[^/]+/[^/]+)"
@@ -260,15 +273,17 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
-    def answer(self, value: Any = None, status: int = 200, headers: dict[str, str] | None = None, data: bytes | None = None) -> None:
+    def answer(self, value: Any = None, status: int = 200, headers: dict[str, str] | None = None,
+               data: bytes | None = None) -> None:
         """Send JSON, or `data` as it is."""
         if self.mute:
             self.close_connection = True
             return
         body = data if data is not None else b"" if value is None else json.dumps(value).encode()
         self.send_response(status)
-        for name, text in ({"Content-Type": "application/json" if data is None else OCTETS, "Content-Length": str(len(body))}
-                           | (headers or {})).items():
+        always = {"Content-Type": "application/json" if data is None else OCTETS,
+                  "Content-Length": str(len(body))}
+        for name, text in (always | (headers or {})).items():
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":
@@ -280,7 +295,8 @@ class Handler(BaseHTTPRequestHandler):
         if not wanted:
             return self.answer(data=data, headers=headers | {"Accept-Ranges": "bytes"})
         first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-        return self.answer(data=data[first:last + 1], status=206, headers=headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+        return self.answer(data=data[first:last + 1], status=206,
+                           headers=headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
     def read_body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -323,7 +339,8 @@ class Handler(BaseHTTPRequestHandler):
                 match = pattern.fullmatch(path)
                 if match and (method == self.command or (method == "GET" and self.command == "HEAD")):
                     with self.hub.lock:
-                        function(self, **{name: unquote(value) if value else value for name, value in match.groupdict().items()})
+                        function(self, **{name: unquote(value) if value else value
+                                          for name, value in match.groupdict().items()})
                     return
             raise Refusal(404, f"no such route: {self.command} {path}")
         except Refusal as refusal:
@@ -343,7 +360,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(401 if account is None else 403, "Forbidden: this token may not write")
         return self.hub.repositories[kind, name]
 
-    def find_commit(self, kind: str, name: str, revision: str | None, write: bool = False) -> tuple[Repository, Commit]:
+    def find_commit(self, kind: str, name: str, revision: str | None,
+                    write: bool = False) -> tuple[Repository, Commit]:
         """Return a repository and its commit at a branch or commit identifier, or refuse."""
         repository = self.find(kind, name, write)
         commit = repository.at(revision or "main")
@@ -366,7 +384,8 @@ class Handler(BaseHTTPRequestHandler):
         wanted, account = json.loads(self.content), self.account()
         if account is None or account["auth"]["accessToken"]["role"] == "read":
             raise Refusal(403 if account else 401, "You don't have the rights to create a repository")
-        kind, name = wanted.get("type") or "model", f"{wanted.get('organization') or account['name']}/{wanted['name']}"
+        kind = wanted.get("type") or "model"
+        name = f"{wanted.get('organization') or account['name']}/{wanted['name']}"
         url = f"{self.hub.url}/{'' if kind == 'model' else 'datasets/'}{name}"
         if (kind, name) in self.hub.repositories:
             raise Refusal(409, "You already created this repository", url=url)
@@ -376,21 +395,25 @@ class Handler(BaseHTTPRequestHandler):
     @route("GET", KIND + NAME + "(?:/revision/(?P<revision>[^/]+))?")
     def info(self, kind: str, name: str, revision: str | None) -> None:
         _, commit = self.find_commit(kind, name, revision)
-        siblings = [{"rfilename": path, "size": file.size, "blobId": file.blob_id} for path, file in sorted(commit.files.items())]
-        self.answer({"_id": "0", "id": name, "modelId": name, "author": name.partition("/")[0], "sha": commit.id, "private": False,
-                     "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings,
+        siblings = [{"rfilename": path, "size": file.size, "blobId": file.blob_id}
+                    for path, file in sorted(commit.files.items())]
+        self.answer({"_id": "0", "id": name, "modelId": name, "author": name.partition("/")[0],
+                     "sha": commit.id, "private": False, "gated": False, "disabled": False, "tags": [],
+                     "downloads": 0, "likes": 0, "siblings": siblings,
                      "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"})
 
     @route("GET", KIND + NAME + "/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
     def tree(self, kind: str, name: str, revision: str, folder: str | None) -> None:
         _, commit = self.find_commit(kind, name, revision)
         prefix = f"{folder.strip('/')}/" if folder else ""
-        below = {path.removeprefix(prefix): file for path, file in commit.files.items() if path.startswith(prefix)}
+        below = {path.removeprefix(prefix): file for path, file in commit.files.items()
+                 if path.startswith(prefix)}
         if prefix and not below:
             raise Refusal(404, f"{folder} does not exist on {revision}", "EntryNotFound")
         recursive = self.query.get("recursive", "").lower() in ("1", "true")
         folders = {parent.as_posix() for path in below for parent in Path(path).parents if parent.name}
-        shown = [file.as_json(prefix + path) for path, file in sorted(below.items()) if recursive or "/" not in path]
+        shown = [file.as_json(prefix + path) for path, file in sorted(below.items())
+                 if recursive or "/" not in path]
         shown += [folder_as_json(prefix + path) for path in sorted(folders) if recursive or "/" not in path]
         self.answer(shown, headers={"X-Repo-Commit": commit.id})
 
@@ -398,7 +421,8 @@ class Handler(BaseHTTPRequestHandler):
     def paths_info(self, kind: str, name: str, revision: str) -> None:
         _, commit = self.find_commit(kind, name, revision)
         as_json = "json" in self.headers.get("Content-Type", "")
-        wanted = json.loads(self.content)["paths"] if as_json else [v for k, v in parse_qsl(self.content.decode()) if k == "paths"]
+        wanted = (json.loads(self.content)["paths"] if as_json
+                  else [value for key, value in parse_qsl(self.content.decode()) if key == "paths"])
         folders = {parent.as_posix() for path in commit.files for parent in Path(path).parents}
         self.answer([commit.files[path].as_json(path) if path in commit.files else folder_as_json(path)
                      for path in wanted if path in commit.files or path in folders])
@@ -415,12 +439,13 @@ class Handler(BaseHTTPRequestHandler):
         history = [commit]
         while history[-1].parent:
             history.append(repository.commits[history[-1].parent])
-        self.answer([{"id": made.id, "title": made.title, "message": "", "date": "2026-01-01T00:00:00.000Z", "authors": []}
-                     for made in history])
+        self.answer([{"id": made.id, "title": made.title, "message": "", "authors": [],
+                      "date": "2026-01-01T00:00:00.000Z"} for made in history])
 
     @route("POST", KIND + NAME + "/branch/(?P<branch>[^/]+)")
     def create_branch(self, kind: str, name: str, branch: str) -> None:
-        repository, commit = self.find_commit(kind, name, json.loads(self.content or b"{}").get("startingPoint"), write=True)
+        start = json.loads(self.content or b"{}").get("startingPoint")
+        repository, commit = self.find_commit(kind, name, start, write=True)
         if branch in repository.branches:
             raise Refusal(409, f"Reference already exists: {branch}")
         repository.branches[branch] = commit.id
@@ -439,7 +464,8 @@ class Handler(BaseHTTPRequestHandler):
         for file in json.loads(self.content)["files"]:
             large = file["path"].endswith(LARGE_SUFFIXES) or file["size"] >= LARGE_BYTES
             present = commit.files.get(file["path"])
-            answers.append({"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            answers.append({"path": file["path"], "uploadMode": "lfs" if large else "regular",
+                            "shouldIgnore": False}
                            | ({"oid": present.sha256 or present.blob_id} if present else {}))
         self.answer({"files": answers})
 
@@ -489,7 +515,8 @@ class Handler(BaseHTTPRequestHandler):
                     "Location": f"{self.hub.storage_url}/large/{file.sha256}?signature=0"}
         if file.xet_hash:
             headers |= {"X-Xet-Hash": file.xet_hash,
-                        "Link": f'<{self.hub.url}/api/{kind}s/{name}/xet-read-token/{commit.id}>; rel="xet-auth"'}
+                        "Link": f"<{self.hub.url}/api/{kind}s/{name}/xet-read-token/{commit.id}>; "
+                                'rel="xet-auth"'}
         return self.answer(status=302, headers=headers)
 
     @route("POST", r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
@@ -499,9 +526,12 @@ class Handler(BaseHTTPRequestHandler):
         for wanted in json.loads(self.content)["objects"]:
             answers.append({"oid": wanted["oid"], "size": wanted["size"], "authenticated": True})
             if wanted["oid"] not in self.hub.large:
-                answers[-1]["actions"] = {"upload": {"href": f"{self.hub.storage_url}/large/{wanted['oid']}?signature=0", "header": {}},
-                                          "verify": {"href": f"{self.hub.url}/large/{wanted['oid']}/verify", "header": {}}}
-        self.answer({"transfer": "basic", "objects": answers}, headers={"Content-Type": "application/vnd.git-lfs+json"})
+                place = f"/large/{wanted['oid']}"
+                answers[-1]["actions"] = {
+                    "upload": {"href": f"{self.hub.storage_url}{place}?signature=0", "header": {}},
+                    "verify": {"href": f"{self.hub.url}{place}/verify", "header": {}}}
+        self.answer({"transfer": "basic", "objects": answers},
+                    headers={"Content-Type": "application/vnd.git-lfs+json"})
 
     @route("PUT", "/large/(?P<sha256>[0-9a-f]{64})")
     def put_large(self, sha256: str) -> None:
@@ -527,7 +557,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "no Xet here")
         url, until = f"local://{self.hub.xet_store}", int(time.time()) + 3600
         self.answer({"casUrl": url, "exp": until, "accessToken": "xet"},
-                    headers={"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(until)})
+                    headers={"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "xet",
+                             "X-Xet-Token-Expiration": str(until)})
 
 
 def written_files(folder: Path) -> Iterator[Path]:

@@ -29,12 +29,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(tokenizer_models.BPE({letter: i for i, letter in enumerate([*alphabet, "<eos>"])}, []))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    vocabulary = {letter: i for i, letter in enumerate([*alphabet, "<eos>"])}
+    backend = Tokenizer(tokenizer_models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")  # noqa: S106
     torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                                        eos_token_id=256, bos_token_id=256))
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=48,
+                                        num_hidden_layers=2, num_attention_heads=2, eos_token_id=256,
+                                        bos_token_id=256))
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -52,7 +55,8 @@ def test_merge_into_the_same_repository(hub: Hub, models: Path, tmp_path: Path) 
     environment = hub.environment(tmp_path / "cache")
 
     def python(*arguments: object) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True)
+        return subprocess.run([sys.executable, *map(str, arguments)], env=environment, capture_output=True,
+                              text=True)
 
     hub.add("tester/base", models / "base")
     hub.add("tester/adapter", models / "adapter")
@@ -60,11 +64,14 @@ def test_merge_into_the_same_repository(hub: Hub, models: Path, tmp_path: Path) 
     repository = hub.repository("tester/adapter")
     commits = len(repository.commits)
 
-    merged = python(ROOT / "merge_lora.py", "--hf_repository", "tester/adapter", "--output_dir", tmp_path / "merged")
+    merged = python(ROOT / "merge_lora.py", "--hf_repository", "tester/adapter", "--output_dir",
+                    tmp_path / "merged")
     assert merged.returncode == 0, merged.stderr
-    main, kept = (set(repository.commits[repository.branches[branch]].files) for branch in ("main", "adapter"))
+    main, kept = (set(repository.commits[repository.branches[branch]].files)
+                  for branch in ("main", "adapter"))
     assert len(repository.commits) == commits + 1
-    assert not [name for name in main if name.startswith("adapter_") or "checkpoint" in name or name == "training_args.bin"]
+    assert not [name for name in main if name.startswith("adapter_") or "checkpoint" in name
+                or name == "training_args.bin"]
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "manifest.json"} <= main
     assert {"adapter_model.safetensors", "adapter_config.json"} <= kept
     card = repository.head.files["README.md"].content.decode()
@@ -74,14 +81,15 @@ def test_merge_into_the_same_repository(hub: Hub, models: Path, tmp_path: Path) 
 
     check = ("import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM as M\n"
              "merged = M.from_pretrained('tester/adapter'); assert not hasattr(merged, 'peft_config')\n"
-             "adapted = PeftModel.from_pretrained(M.from_pretrained('tester/base'), 'tester/adapter', revision='adapter')\n"
-             "ids = torch.arange(40)[None]\n"
+             "adapted = PeftModel.from_pretrained(M.from_pretrained('tester/base'), 'tester/adapter', "
+             "revision='adapter')\nids = torch.arange(40)[None]\n"
              "a, b, c = (m.eval()(ids).logits for m in (merged, adapted, M.from_pretrained('tester/base')))\n"
              "assert (a - b).abs().max() < 1e-4, (a - b).abs().max()\nassert (a - c).abs().max() > 0.1\n")
     loaded = python("-c", check)
     assert loaded.returncode == 0, loaded.stderr
 
-    again = python(ROOT / "merge_lora.py", "--hf_repository", "tester/adapter", "--output_dir", tmp_path / "again")
+    again = python(ROOT / "merge_lora.py", "--hf_repository", "tester/adapter", "--output_dir",
+                   tmp_path / "again")
     assert again.returncode == 0
     assert "merged already" in again.stdout
     assert not (tmp_path / "again").exists()
@@ -89,20 +97,22 @@ def test_merge_into_the_same_repository(hub: Hub, models: Path, tmp_path: Path) 
 
 
 def test_a_failed_push_leaves_everything_as_it_was(hub: Hub, models: Path, tmp_path: Path) -> None:
-    """A push that the hub refuses loses the merge, or leaves half of it on the hub, or looks like a success."""
+    """A push that the hub refuses loses the merge, or leaves half of it on the hub, or looks like a
+    success."""
     environment = hub.environment(tmp_path / "cache")
     before = hub.add("tester/second", models / "adapter")
     repository = hub.repository("tester/second")
     hub.fail("POST", r"tester/second/commit/", status=400)
-    command = [sys.executable, str(ROOT / "merge_lora.py"), "--hf_repository", "tester/second", "--base_model", str(models / "base"),
-               "--output_dir", str(tmp_path / "merged")]
+    command = [sys.executable, str(ROOT / "merge_lora.py"), "--hf_repository", "tester/second",
+               "--base_model", str(models / "base"), "--output_dir", str(tmp_path / "merged")]
     failed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert failed.returncode == 1
     assert repository.head is before
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     *_, repeat, last = failed.stderr.splitlines()
     assert "publishing failed: model tester/second" in last
-    subprocess.run([sys.executable, *shlex.split(repeat)[1:]], env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, *shlex.split(repeat)[1:]], cwd=ROOT, env=environment, check=True,
+                   capture_output=True)
     assert "model.safetensors" in repository.head.files
     assert "adapter_model.safetensors" not in repository.head.files
     assert repository.branches["adapter"] == before.id

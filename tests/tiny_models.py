@@ -1,4 +1,4 @@
-"""Tiny random models, their tokenizer and a tiny data set, saved as ordinary folders: what the tests of the last stages run on."""
+"""Tiny random models, their tokenizer and a tiny data set, as folders: what the last stages are tested on."""
 import json
 import random
 from functools import cache
@@ -17,35 +17,40 @@ def make_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[END_OF_TEXT], show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    backend.train_from_iterator([prompt + completion for prompt, completion in examples(60, seed=99)], trainer)
+    texts = [prompt + completion for prompt, completion in examples(60, seed=99)]
+    backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
 def make_model(architecture: str, seed: int = 0, tied: bool | None = None) -> Any:
-    """Return a random float32 model with two layers, in evaluation mode; `tied` None: as the architecture has it.
+    """Return a random float32 model with two layers, in evaluation mode.
 
-    Sizes are multiples of 64: NF4 on a CPU takes no others.
+    `tied` None: as the architecture has it.  Sizes are multiples of 64: NF4 on a CPU takes no others.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     vocabulary, eos = len(make_tokenizer()), make_tokenizer().eos_token_id
-    common: dict[str, Any] = {"vocab_size": vocabulary, "eos_token_id": eos, "bos_token_id": eos, "pad_token_id": None}
+    common: dict[str, Any] = {"vocab_size": vocabulary, "eos_token_id": eos, "bos_token_id": eos,
+                              "pad_token_id": None}
     if architecture == "gpt2":
-        common |= {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-                   "attn_pdrop": 0.0}
+        common |= {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT, "resid_pdrop": 0.0,
+                   "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
-        common |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-                   "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
+        common |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                   "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
     if tied is not None:
         common["tie_word_embeddings"] = tied
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **common), dtype=torch.float32)
-    with torch.no_grad():  # the usual 0.02 makes all logits alike, and an error of the cache or the mask invisible
+    config = AutoConfig.for_model(architecture, **common)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
+            # the usual 0.02 makes all logits alike, and an error of the cache or the mask invisible
             if parameter.ndim == 2:
                 parameter.normal_(std=0.12)
             elif name.endswith("bias"):
@@ -64,14 +69,18 @@ def save_model(folder: Path, architecture: str, seed: int = 0, tied: bool | None
 
 
 def save_adapter(folder: Path, base: Path, seed: int = 1, std: float = 0.1, **settings: Any) -> Path:
-    """Save a random LoRA adapter of the model at `base`, by PEFT, and return its folder; `settings` go to LoraConfig."""
+    """Save a random LoRA adapter of the model at `base` by PEFT and return its folder.
+
+    `settings` go to LoraConfig.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | settings
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**settings))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # it begins at zero: an adapter that does nothing
@@ -88,12 +97,14 @@ def examples(number: int, seed: int) -> list[tuple[str, str]]:
     pairs = []
     for _ in range(number):
         name, words = draw.choice(("alpha", "beta", "gamma")), draw.randrange(1, 6)
-        prompt = f"fun {name}(x: Int): Int {{\n" + "".join(f"    val a{i} = x + {draw.randrange(9)}\n" for i in range(words))
-        pairs.append((prompt, "".join(f"    return a{i} * {draw.randrange(9)}\n" for i in range(draw.randrange(1, 3))) + "}\n"))
+        values = "".join(f"    val a{i} = x + {draw.randrange(9)}\n" for i in range(words))
+        results = "".join(f"    return a{i} * {draw.randrange(9)}\n" for i in range(draw.randrange(1, 3)))
+        pairs.append((f"fun {name}(x: Int): Int {{\n{values}", results + "}\n"))
     return pairs
 
 
-def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int = 6, chunk_tokens: int | None = None) -> Path:
+def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int = 6,
+                 chunk_tokens: int | None = None) -> Path:
     """Save a data set of prompts and completions as preprocess_data.py does, and return its folder.
 
     `chunk_tokens`: also write a manifest that gives this length of a chunk.
@@ -103,20 +114,24 @@ def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int =
     splits = {}
     for seed, (name, number) in enumerate((("train", train), ("validation", validation), ("test", test))):
         pairs = examples(number, seed)
-        splits[name] = Dataset.from_dict({"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs],
-                                          "source_line": [1 + i // 2 for i in range(number)]})
+        splits[name] = Dataset.from_dict({
+            "prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs],
+            "source_line": [1 + i // 2 for i in range(number)]})
     DatasetDict(splits).save_to_disk(str(folder))
     if chunk_tokens is not None:
-        (folder / "manifest.json").write_text(json.dumps({"manifest_version": 1, "arguments": {"chunk_tokens": chunk_tokens},
-                                                          "data_hash": "tiny", "outputs": {}}))
+        manifest = {"manifest_version": 1, "arguments": {"chunk_tokens": chunk_tokens}, "data_hash": "tiny",
+                    "outputs": {}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
 def codexglue_rows(number: int) -> list[dict[str, str]]:
     """Return rows in the format of CodeXGLUE method generation."""
-    return [{"signature": f"def method{i}(self, value=<NUM_LIT:1>):", "docstring": f"Return the value\nnumber {i}." + " Again." * (i % 3),
-             "body": f"result = <NUM_LIT:1> + self.value<EOL>if value == '<STR_LIT:a{i % 2}>':<EOL><INDENT>return [<NUM_LIT>]<EOL>"
-                     f"<DEDENT>return result", "id": f"row{i}"} for i in range(number)]
+    return [{"signature": f"def method{i}(self, value=<NUM_LIT:1>):",
+             "docstring": f"Return the value\nnumber {i}." + " Again." * (i % 3),
+             "body": f"result = <NUM_LIT:1> + self.value<EOL>if value == '<STR_LIT:a{i % 2}>':<EOL>"
+                     "<INDENT>return [<NUM_LIT>]<EOL><DEDENT>return result",
+             "id": f"row{i}"} for i in range(number)]
 
 
 def save_codexglue(file: Path, number: int = 6) -> Path:

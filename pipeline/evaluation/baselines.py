@@ -1,0 +1,71 @@
+"""Trivial baselines: what needs no model."""
+import re
+from array import array
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets import draw
+from pipeline.evaluation.scores import Scores, compare
+from pipeline.evaluation.tasks import Task
+
+BASELINE_EXAMPLES = 20_000  # training examples among which the most similar one is looked for
+_WORD = re.compile(r"\w+")
+
+
+def trivial_predictions(task: Task, train: Any, seed: int) -> dict[str, list[str]]:
+    """Return what needs no model, by name.
+
+    Nothing; the prompt's last lines, as many as the median reference has; and, where `train` has completions
+    of the task's language, that of the most similar training prompt.
+    """
+    def lines(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.strip()]
+
+    median = max(1, round(float(np.median([len(lines(example.completion)) for example in task.examples]))))
+    prompts = [example.prompt for example in task.examples]
+    last_lines = f"the prompt's last {median} line{'s' * (median > 1)}"
+    found = {"nothing": [""] * len(prompts),
+             last_lines: ["\n".join(lines(prompt)[-median:]) for prompt in prompts]}
+    if train is not None and len(train):
+        found["most similar training completion"] = similar_completions(prompts, train, seed)
+    return found
+
+
+def similar_completions(prompts: list[str], train: Any, seed: int) -> list[str]:
+    """Return for each prompt the completion of the training prompt that shares most words with it.
+
+    Similarity: Jaccard over the sets of words, among at most BASELINE_EXAMPLES training examples drawn with
+    the seed; the first of equals.  Memory: 4 bytes for each word of a training prompt, and one batch of
+    texts.
+    """
+    chosen = draw(len(train), BASELINE_EXAMPLES, seed)
+    rows_of: dict[str, array] = {}
+    sizes: list[int] = []
+    for batch in train.select(chosen).select_columns("prompt").iter(1000):
+        for prompt in batch["prompt"]:
+            words = set(_WORD.findall(prompt))
+            for word in words:
+                rows_of.setdefault(word, array("i")).append(len(sizes))
+            sizes.append(len(words))
+    size, best = np.array(sizes), []
+    for words in (set(_WORD.findall(prompt)) for prompt in prompts):
+        rows = [np.frombuffer(rows_of[word], dtype=np.intc) for word in words if word in rows_of]
+        shared = np.bincount(np.concatenate(rows), minlength=len(size)) if rows else np.zeros(len(size))
+        best.append(chosen[int(np.argmax(shared / np.maximum(1, size + len(words) - shared)))])
+    return [train[row]["completion"] for row in best]
+
+
+def against_baselines(task: Task, models: list[Scores], train: Any, seed: int) -> dict[str, Any]:
+    """Return each trivial baseline's scores, and what the models, the base first, gain on it."""
+    result: dict[str, Any] = {}
+    for name, predictions in trivial_predictions(task, train, seed).items():
+        baseline = Scores(task, predictions)
+        cells = [compare(baseline, scores, seed) for scores in models]
+        result[name] = {"scores": {score: {"value": cell["base"], "interval": cell["base_interval"]}
+                                   for score, cell in cells[0].items()}}
+        for which, compared in zip(("base", "fine_tuned"), cells, strict=True):
+            result[name][which] = {
+                score: {key: cell[key] for key in ("difference", "difference_interval", "p")}
+                for score, cell in compared.items()}
+    return result

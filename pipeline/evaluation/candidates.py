@@ -1,0 +1,110 @@
+"""The models that are compared: what they are, and how they are loaded."""
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForCausalLM
+
+from pipeline.errors import PipelineError, looks_like_path
+from pipeline.files import MANIFEST, combined_hash, sha256_file
+from pipeline.hub import hub_errors, hub_files
+from pipeline.manifests import MODEL_FILES, check_manifest
+from pipeline.models import torch_dtype
+from pipeline.tokenizers import check_local_model, model_errors
+
+
+@dataclass
+class ModelSource:
+    """A model to be evaluated: what it is, and where."""
+    name: str
+    identity: str  # hub commit, or combined hash of the folder's weights and settings
+    adapter: str | None = None  # its folder, if it is one
+    commit: str | None = None  # on the hub
+    weights_hash: str | None = None  # of a folder's weights alone
+
+
+def identify_model(name: str, revision: str | None) -> ModelSource:
+    """Return what `name` is, without loading it: a model or an adapter, local or on the hub."""
+    check_local_model(name)
+    folder = Path(name)
+    if folder.is_dir():
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            raise PipelineError(f"model {name}: holds no safetensors file; pickled weights are not loaded")
+        is_adapter = (folder / "adapter_config.json").is_file()
+        if is_adapter and any(file.name.startswith("model") for file in weights):
+            raise PipelineError(f"model {name}: holds an adapter and merged weights side by side, "
+                                "and a load would apply the adapter twice; move one of them away")
+        known = check_manifest(folder, MODEL_FILES) or {"outputs": {}}
+        weights_hash = combined_hash({file.name: known["outputs"].get(file.name) or sha256_file(file)
+                                      for file in weights})
+        settings = {file.name: sha256_file(file) for file in sorted(folder.glob("*.json"))
+                    if file.name != MANIFEST}
+        identity = combined_hash({"weights": weights_hash, **settings})
+        return ModelSource(name, identity, name if is_adapter else None, weights_hash=weights_hash)
+    with hub_errors("model", name):
+        commit, files = hub_files(name, revision)
+        if not any(file.endswith(".safetensors") for file in files):
+            raise PipelineError(f"model {name}: holds no safetensors file; pickled weights are not loaded")
+        if "adapter_config.json" not in files:
+            return ModelSource(name, commit, commit=commit)
+        if "adapter_model.safetensors" not in files:
+            raise PipelineError(f"model {name}: its adapter is not in safetensors; "
+                                "pickled weights are not loaded")
+        if any(file.startswith("model") and file.endswith(".safetensors") for file in files):
+            raise PipelineError(f"model {name}: holds an adapter and merged weights side by side; "
+                                "remove one of them")
+        adapter = snapshot_download(name, revision=commit,
+                                    allow_patterns=["adapter_config.json", "adapter_model.safetensors"])
+    return ModelSource(name, commit, adapter, commit)
+
+
+def check_adapter_base(source: ModelSource, base_model: str) -> None:
+    """Raise PipelineError where an adapter names another hub model than `base_model`.
+
+    A local path may be the same model: then only a note says so.
+    """
+    if not source.adapter:
+        return
+    config = json.loads((Path(source.adapter) / "adapter_config.json").read_bytes())
+    named = config.get("base_model_name_or_path")
+    if named == base_model:
+        return
+    if named and not any(looks_like_path(name) or Path(name).is_dir() for name in (named, base_model)):
+        raise PipelineError(f"model {source.name}: its adapter was made for {named}, "
+                            f"and --base_model is {base_model}; name that one")
+    print(f"note: the adapter names {named} as its base; it is applied to --base_model {base_model}",
+          file=sys.stderr)
+
+
+def load_model(source: ModelSource, base: ModelSource, precision: str) -> Any:
+    """Return the model in evaluation mode; an adapter is merged into `base`, whatever base it names."""
+    whole = base if source.adapter else source
+    with model_errors(whole.name):
+        model = AutoModelForCausalLM.from_pretrained(whole.name, revision=whole.commit,
+                                                     dtype=torch_dtype(precision), trust_remote_code=False,
+                                                     use_safetensors=True)
+    if source.adapter:
+        from peft import PeftModel  # 5 s, which only an adapter needs
+
+        try:
+            model = PeftModel.from_pretrained(model, source.adapter).merge_and_unload()
+        except (ValueError, RuntimeError) as error:
+            raise PipelineError(f"model {source.name}: its adapter does not fit {base.name}: "
+                                f"{str(error).splitlines()[0]}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def warn_of_another_base(base: ModelSource, manifest: dict[str, Any] | None) -> None:
+    """Say where the base model is not the one, by weights or commit, of the fine-tuned model's manifest."""
+    manifest = manifest or {}
+    trained_on = {**(manifest.get("adapter_manifest") or {}), **manifest}.get("base_model_hash")
+    if trained_on and trained_on not in (base.weights_hash, base.commit):
+        found = base.weights_hash or base.commit or "unknown"
+        print(f"WARNING: --base_model {base.name} is not the model that was fine-tuned "
+              f"({found[:12]}, not {trained_on[:12]}): the difference is not that of the training alone",
+              file=sys.stderr)

@@ -1,0 +1,44 @@
+"""Pictures: the scores of both models, and how the examples changed."""
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipeline.evaluation.scores import LOWER_IS_BETTER, SHOWN
+
+
+def draw_chart(metrics: dict[str, Any], file: Any) -> None:
+    """Draw each score of both models with its 95 % interval as a PNG, a row a set."""
+    sets = metrics["sets"]
+    figure = Figure(figsize=(3 * len(SHOWN), 3.2 * len(sets)), layout="constrained")
+    axes = figure.subplots(len(sets), len(SHOWN), squeeze=False)
+    for row, (set_name, entry) in zip(axes, sets.items(), strict=True):
+        for axis, score in zip(row, SHOWN, strict=True):
+            cell = entry["scores"][score]
+            for place, (key, color) in enumerate((("base", "#9aa5b1"), ("fine_tuned", "#7f52ff"))):
+                low, high = cell[f"{key}_interval"]
+                error = [[max(0, cell[key] - low)], [max(0, high - cell[key])]]
+                axis.bar(place, cell[key], color=color, yerr=error, capsize=5, width=0.65)
+            axis.set_xticks([0, 1], ["base", "fine-tuned"])
+            axis.set_title(f"{set_name}\n{score}{' (less is better)' if score in LOWER_IS_BETTER else ''}",
+                           fontsize=9)
+            axis.set_ylim(0, 1.08 * max(cell["base_interval"][1], cell["fine_tuned_interval"][1]) or 1)
+            axis.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("with 95 % interval", fontsize=9)
+    figure.savefig(file, dpi=120)
+
+
+def draw_changes(changes: dict[str, np.ndarray], file: Any) -> None:
+    """Draw how the edit similarity of the examples of each set changed, as a PNG of histograms."""
+    figure = Figure(figsize=(5 * len(changes), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(changes), squeeze=False)
+    for axis, (set_name, change) in zip(axes[0], changes.items(), strict=True):
+        axis.hist(change, bins=np.arange(-105, 106, 10), color="#7f52ff")
+        axis.axvline(change.mean(), color="black", linewidth=1, label=f"mean {change.mean():+.2f}")
+        axis.set_title(f"{set_name}, n={len(change)}", fontsize=10)
+        axis.set_xlabel("edit similarity of an example, fine-tuned minus base")
+        axis.set_ylabel("examples")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.legend(frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=120)

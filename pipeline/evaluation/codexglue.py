@@ -1,0 +1,183 @@
+"""CodeXGLUE method generation: its text format as ordinary Python, and predictions in its form."""
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+
+from pipeline.datasets import draw
+from pipeline.errors import PipelineError
+from pipeline.evaluation.tasks import Example, Task, first_line, fold_white_space
+from pipeline.files import atomic_file, read_jsonl, sha256_file
+from pipeline.hub import hub_errors
+
+CODEXGLUE_DATASET, CODEXGLUE_FILE = "microsoft/codexglue_method_generation", "test.jsonl"
+# a file of another length is a stand-in, and its scores are not published as CodeXGLUE's
+CODEXGLUE_EXAMPLES = 20_000
+CODEXGLUE_FIELDS = {"signature": str, "docstring": str, "body": str}
+CODEXGLUE_MAX_NEW_TOKENS = 256  # the budget of the benchmark's own run
+INDENT = "    "
+_LITERAL = re.compile(r"<(STR|NUM|CHAR)_LIT(?::(.*?))?>", re.DOTALL)
+_LAYOUT = re.compile(r"<(EOL|INDENT|DEDENT)>")
+_UNPRINTABLE = {"U+0020": " ", "U+002C": ","}  # how the data set writes a space and a comma inside a literal
+
+
+def codexglue_reference(body: str) -> str:
+    """Return a body of the data set as its evaluator scores it: literals filled in, white space folded."""
+    body = body.replace("<EOL>", "\n").replace("<INDENT>", " ").replace("<DEDENT>", " ")
+    return fold_white_space(_LITERAL.sub(_literal_text, body))
+
+
+def _literal_text(match: re.Match) -> str:
+    return match[2] if match[2] is not None else {"STR": "", "NUM": "0", "CHAR": ""}[match[1]]
+
+
+def plain_python(text: str) -> str:
+    """Return a signature or docstring of the data set as ordinary Python text."""
+    def spelled(match: re.Match) -> str:
+        value = _literal_text(match)
+        for code, character in _UNPRINTABLE.items():
+            value = value.replace(code, character)
+        return value
+    return _LAYOUT.sub(lambda m: "\n" if m[1] == "EOL" else "", _LITERAL.sub(spelled, text))
+
+
+def plain_body(body: str) -> str:
+    """Return a body of the data set as it would follow its prompt: on lines, four spaces a level."""
+    lines, depth = [], 1
+    for place, part in enumerate(_LAYOUT.split(body)):  # text and layout marks in turn
+        if place % 2:
+            depth += {"INDENT": 1, "DEDENT": -1}.get(part, 0)
+        elif part.strip():
+            lines.append(INDENT * max(1, depth) + plain_python(part).strip())
+    return "".join(f"\n{line}" for line in lines)
+
+
+def codexglue_prompt(signature: str, docstring: str) -> str:
+    """Return the start of a well-formed function: the signature, then the docstring.
+
+    No line end behind it: many tokenizers join a line end and the indentation behind it into one token, and a
+    prompt that ended between the two would ask for something that the model has never seen.
+    """
+    head = plain_python(signature).strip()
+    head = head if head.endswith(":") else f"{head}:"
+    text = plain_python(docstring).strip()
+    if not text:
+        return head
+    lines = [line.rstrip() for line in text.expandtabs(4).split("\n")]
+    margin = min((len(line) - len(line.lstrip()) for line in lines[1:] if line), default=0)
+    body = "\n".join([lines[0], *(INDENT + line[margin:] if line else "" for line in lines[1:])])
+    # a backslash would begin an escape sequence, and quotes would end the docstring
+    body = body.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    if body.endswith('"'):
+        body += " "
+    end = f"\n{INDENT}" if "\n" in body else ""
+    return f'{head}\n{INDENT}"""{body}{end}"""'
+
+
+def common_literals(bodies: Iterable[str]) -> set[tuple[str, str]]:
+    """Return the literals that the data set kept, as (STR or NUM, text): those that its references hold."""
+    return {(match[1], match[2]) for body in bodies for match in _LITERAL.finditer(body)
+            if match[2] is not None}
+
+
+# A lexer of our own and not the standard library's: that one stops at the first thing that is not Python, as
+# an unfinished prediction is, and its tokens of f-strings depend on the version of Python that runs it.
+_TOKEN = re.compile(r"""
+    (?P<comment>\#[^\n]*)
+  | (?P<continuation>\\\n)
+  | (?P<string>(?P<prefix>(?<![^\W])[rbuf]{0,2})(?:
+        (?P<triple>\"\"\"|''')(?P<long>(?:\\.|(?!(?P=triple)).)*)(?P<long_end>(?P=triple)|\Z)
+      | (?P<quote>["'])(?P<short>(?:\\.|(?!(?P=quote))[^\\\n])*)(?P<short_end>(?P=quote)|(?=\n)|\Z|(?=\\\Z))))
+  | (?P<name>[^\W\d]\w*)
+  | (?P<number>(?:0[xob][\da-f_]+|(?:\d[\d_]*)?\.\d[\d_]*(?:e[+-]?\d+)?|\d[\d_]*\.?(?:e[+-]?\d+)?)j?l?)
+  | (?P<other>.)
+""", re.VERBOSE | re.DOTALL | re.IGNORECASE)
+
+
+def normalize_python(code: str, common: set[tuple[str, str]]) -> str:
+    """Return predicted Python as the data set writes its references, scored form.
+
+    Comments and the backslashes of continued lines are dropped; a string or number that is not among the
+    `common` literals is emptied (quotes stay, a number becomes 0); white space is folded.
+    """
+    return fold_white_space(_TOKEN.sub(lambda match: _normalized_token(match, common), code))
+
+
+def _normalized_token(match: re.Match, common: set[tuple[str, str]]) -> str:
+    if match["comment"] is not None or match["continuation"] is not None:
+        return "" if match["continuation"] is None else " "
+    if match["number"] is not None:
+        return match["number"] if ("NUM", match["number"]) in common else "0"
+    if match["string"] is None:
+        return match[0]
+    quote = match["triple"] or match["quote"]
+    text = match["long"] if match["triple"] else match["short"]
+    for character, code in ((" ", "U+0020"), (",", "U+002C")):
+        text = text.replace(character, code)
+    end = match["long_end"] if match["triple"] else match["short_end"]
+    return f"{match['prefix']}{quote}{text if ('STR', text) in common else ''}{end}"
+
+
+_LINE_AT_COLUMN_0 = re.compile(r"\n\S")
+
+
+def method_end(body: str) -> int | None:
+    """Return where the body of a method at column 0 has ended in `body`, or None while it may go on.
+
+    That is the start of the first line of code at column 0 that stands outside brackets and strings and does
+    not continue the line before it.  A comment does not end a method, whatever its column.
+    """
+    if not _LINE_AT_COLUMN_0.search(body):  # asked at every new token
+        return None
+    depth, at_line_start = 0, False  # it begins behind the prompt's last character
+    for match in _TOKEN.finditer(body):
+        text = match[0]
+        if at_line_start and not text.isspace() and match["comment"] is None and depth == 0:
+            return match.start()
+        if match["string"] is not None:
+            end = match["long_end"] if match["triple"] else match["short_end"]
+            if not end and match.end() == len(body):
+                return None  # a string is open
+        if match["other"] is not None:
+            depth = max(0, depth + (text in "([{") - (text in ")]}"))
+        at_line_start = text == "\n"
+    return None
+
+
+def fetch_codexglue(path: Path) -> None:
+    """Fetch the benchmark's test file from the hub to `path`, unless it is there."""
+    if path.is_file():
+        return
+    try:
+        with hub_errors("data set", CODEXGLUE_DATASET):
+            cached = hf_hub_download(CODEXGLUE_DATASET, CODEXGLUE_FILE, repo_type="dataset")
+    except PipelineError as error:
+        raise PipelineError(f"--codexglue_file {path}: no such file, and fetching it failed ({error}); "
+                            f"download {CODEXGLUE_FILE} of the data set {CODEXGLUE_DATASET} from the hub and "
+                            "put it there") from None
+    with open(cached, "rb") as source, atomic_file(path, binary=True) as target:
+        shutil.copyfileobj(source, target)
+    print(f"fetched {path} from the hub data set {CODEXGLUE_DATASET}", file=sys.stderr)
+
+
+def codexglue_task(path: Path, sample: int, seed: int) -> Task:
+    """Return the Python task; the common literals are those of the whole file, whatever the sample."""
+    fetch_codexglue(path)
+    rows = list(read_jsonl(path, CODEXGLUE_FIELDS))
+    if not rows:
+        raise PipelineError(f"--codexglue_file {path}: holds no example; delete it, and it is fetched again")
+    common = common_literals(row["body"] for row in rows)
+    examples = [Example(id=str(rows[i].get("id", i)),
+                        prompt=codexglue_prompt(rows[i]["signature"], rows[i]["docstring"]),
+                        reference=codexglue_reference(rows[i]["body"]), group=i,
+                        completion=plain_body(rows[i]["body"]),
+                        first_line=first_line(rows[i]["body"].replace("<EOL>", "\n"), codexglue_reference))
+                for i in draw(len(rows), sample, seed)]
+    return Task("CodeXGLUE (Python)", examples, CODEXGLUE_MAX_NEW_TOKENS,
+                lambda text: normalize_python(text, common), method_end,
+                {"file": path.name, "sha256": sha256_file(path), "prompt": "signature, docstring",
+                 "stop": "end of method"},
+                CODEXGLUE_DATASET if len(rows) == CODEXGLUE_EXAMPLES else path.name)

@@ -1,0 +1,98 @@
+"""Both models on all sets: what they write, the loss of what they should have written, and the scores."""
+import argparse
+import functools
+from typing import Any
+
+import numpy as np
+import rapidfuzz
+import torch
+import transformers
+
+from pipeline.datasets import load_examples
+from pipeline.evaluation.baselines import against_baselines
+from pipeline.evaluation.candidates import ModelSource, load_model
+from pipeline.evaluation.decoding import generate_batch
+from pipeline.evaluation.losses import reference_losses
+from pipeline.evaluation.predictions import predict, prediction_header
+from pipeline.evaluation.processes import Processes
+from pipeline.evaluation.scores import LOSS, Scores, compare
+from pipeline.evaluation.tasks import Task
+from pipeline.evaluation.vllm import generate_with_vllm, load_vllm
+
+Predictions = dict[tuple[int, str], list[str]]  # by number of the model and name of the set
+Losses = dict[tuple[int, str], list[tuple[float, int]]]  # (nats, tokens) of each reference
+
+
+def evaluate(sources: list[ModelSource], tasks: list[Task], args: argparse.Namespace, precision: str,
+             device: str, tokenizer: Any, processes: Processes) -> tuple[Predictions, Losses]:
+    """Return each model's predictions, and the loss of each reference.
+
+    Both come from files in --output_dir as far as these go.  Of several processes, only the first gets them.
+    """
+    predictions: Predictions = {}
+    losses: Losses = {}
+    folder = args.output_dir / "predictions"
+    for which, source in enumerate(sources):
+        # each is loaded where it is needed first, and let go before the next
+        model = functools.cache(lambda source=source: load_model(source, sources[0], precision))
+        writer, generate = model, generate_batch
+        if args.engine == "vllm":
+            writer = functools.cache(lambda source=source: load_vllm(source, precision))
+            generate = generate_with_vllm
+        headers = {task.name: prediction_header(task, source, sources[0], args, precision, device)
+                   for task in tasks}
+        for task in tasks:
+            predictions[which, task.name] = predict(source, writer, tokenizer, task, headers[task.name],
+                                                    folder, args.batch_size, generate, processes)
+        if writer is not model:
+            writer.cache_clear()
+        for task in tasks:
+            losses[which, task.name] = reference_losses(source, model, tokenizer, task, headers[task.name],
+                                                        folder, processes)
+        model.cache_clear()
+    return predictions, losses
+
+
+def signature(task: Task, args: argparse.Namespace, precision: str) -> str:
+    """Return the settings of a score on one line."""
+    return "|".join([f"data:{task.dataset}", f"n:{len(task.examples)}",
+                     *(f"{key}:{value[:16] if 'hash' in key or 'sha' in key else value}"
+                       for key, value in task.settings.items() if key != "file"),
+                     f"budget:{task.max_new_tokens}", "decoding:greedy", f"precision:{precision}",
+                     f"batch:{args.batch_size}", f"seed:{args.seed}",
+                     f"similarity:rapidfuzz-{rapidfuzz.__version__}",
+                     f"transformers:{transformers.__version__}", f"torch:{torch.__version__}"])
+
+
+def summarize_change(change: np.ndarray) -> dict[str, Any]:
+    """Return how many examples became better, stayed and became worse, and quantiles of the change."""
+    percents = (0, 5, 25, 50, 75, 95, 100)
+    return {"better": int((change > 0).sum()), "equal": int((change == 0).sum()),
+            "worse": int((change < 0).sum()),
+            "quantiles": dict(zip(map(str, percents), np.percentile(change, percents).round(2).tolist(),
+                                  strict=True))}
+
+
+def score_set(task: Task, predictions: list[list[str]], losses: list[list[tuple[float, int]]], tokenizer: Any,
+              args: argparse.Namespace, precision: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what metrics.json says of a set, and the change of each example's edit similarity.
+
+    Of the predictions and the losses, those of the base come first.
+    """
+    def lengths(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False,
+                                              split_special_tokens=True)["input_ids"]]
+
+    models = [Scores(task, texts, lengths(texts), nats)
+              for texts, nats in zip(predictions, losses, strict=True)]
+    cells, change = compare(*models, args.seed), models[1].similarity - models[0].similarity
+    perplexity = {key: np.exp(cells[LOSS][key]).round(4).tolist()
+                  for key in ("base", "base_interval", "fine_tuned", "fine_tuned_interval")}
+    references = lengths([example.completion for example in task.examples])
+    entry = {"examples": len(task.examples), "signature": signature(task, args, precision), "scores": cells,
+             "perplexity": perplexity, "reference_length": round(float(np.mean(references)), 4),
+             "change": summarize_change(change)}
+    if args.baselines:
+        train = load_examples(args.dataset, (), verify=False).get("train") if task.name == "Kotlin" else None
+        entry["baselines"] = against_baselines(task, models, train, args.seed)
+    return entry, change

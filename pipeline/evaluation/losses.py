@@ -1,0 +1,69 @@
+"""The loss of each reference behind its prompt."""
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.evaluation.candidates import ModelSource
+from pipeline.evaluation.processes import ALONE, Processes
+from pipeline.evaluation.rows import complete_rows, prediction_file
+from pipeline.evaluation.tasks import Task
+from pipeline.models import left_padded
+from pipeline.tokenizers import encode_prompts
+
+LOSS_BATCH_TOKENS = 4096  # a batch of the loss, padding included
+
+
+def batch_losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+    """Return (nats, tokens) for each (prompt, completion) in token ids: the completion's log loss and length.
+
+    Rows are padded on the left: completions then end at the same column, and only the last columns pass
+    through the head. Where a row is longer than the model's context, the prompt loses its beginning, and then
+    the completion its end.
+    """
+    context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    ends = [len(completion[:context - 1]) for _, completion in rows]
+    texts = [prompt[-(context - end):] + completion[:end]
+             for (prompt, completion), end in zip(rows, ends, strict=True)]
+    inputs, width = left_padded(texts, 0, model.device), max(ends)
+    ids, longest = inputs["input_ids"], max(map(len, texts))
+    # logits: (rows, width, vocabulary)
+    logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    return [(torch.nn.functional.cross_entropy(logits[i, width - end:].float(), ids[i, longest - end:],
+                                               reduction="sum").item(), end)
+            for i, end in enumerate(ends)]
+
+
+def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task,
+                     header: dict[str, Any], folder: Path,
+                     processes: Processes = ALONE) -> list[tuple[float, int]]:
+    """Return (nats, tokens) of each example's reference, from the file of an earlier run where it has them.
+
+    `header` is that of the predictions, of which the loss depends on a part.  Prompt and completion are
+    tokenized apart, as train.py does it.
+    """
+    keys = ("model", "base_model", "set", "examples", *task.settings, "precision", "device", "torch",
+            "transformers")
+    header = {"loss": "reference", "batch_tokens": LOSS_BATCH_TOKENS} | {key: header[key] for key in keys}
+    file = prediction_file(folder, source, task, header).with_suffix(".losses.jsonl")
+    prompts = encode_prompts(tokenizer, [example.prompt for example in task.examples])
+    completions = tokenizer([example.completion for example in task.examples], add_special_tokens=False,
+                            split_special_tokens=True, return_attention_mask=False)["input_ids"]
+    rows = [(prompt or [tokenizer.eos_token_id], completion)
+            for prompt, completion in zip(prompts, completions, strict=True)]
+    lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(rows)), key=lambda i: (lengths[i], i)):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > LOSS_BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+
+    def make(batch: list[int]) -> list[dict[str, Any]]:
+        return [{"nats": nats, "tokens": tokens}
+                for nats, tokens in batch_losses(model(), [rows[i] for i in batch])]
+
+    what = f"loss of {Path(source.name).name} on {task.name}"
+    found = complete_rows(file, header, batches, task, make, what, processes)
+    return [(row["nats"], row["tokens"]) for row in found]

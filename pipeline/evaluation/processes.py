@@ -1,0 +1,41 @@
+"""The processes that torchrun starts, which share the examples of a set out."""
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from pipeline.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that torchrun started together, and which of them this is; without torchrun, one."""
+    rank: int = 0
+    number: int = 1
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.number > 1:
+            torch.distributed.barrier()
+
+
+ALONE = Processes()
+
+
+def join_processes() -> Processes:
+    """Return the processes that torchrun started, once they have found each other.
+
+    Each takes the GPU of its number.
+    """
+    processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    if processes.number > 1:
+        if torch.cuda.is_available():
+            local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= gpus:
+                raise PipelineError(f"torchrun: process {local + 1} on a machine with {gpus} GPUs; "
+                                    f"give --nproc_per_node {gpus}")
+            torch.cuda.set_device(local)
+        # they wait for the slowest of them, for hours with a large set
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    return processes

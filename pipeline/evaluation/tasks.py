@@ -1,0 +1,79 @@
+"""A benchmark set: what is asked, and what counts as the answer."""
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets import draw, load_examples
+from pipeline.errors import PipelineError
+from pipeline.hub import find_manifest
+
+DEFAULT_CHUNK_TOKENS = 100
+
+
+@dataclass
+class Example:
+    """One thing to predict."""
+    id: str
+    prompt: str
+    reference: str  # normalized, as it is scored
+    first_line: str  # the first line of the reference, normalized
+    group: int  # examples of one group (one source file) are resampled together
+    completion: str = ""  # the reference as it would stand behind the prompt
+
+
+@dataclass
+class Task:
+    """One benchmark set: its examples and how predictions of it are made and normalized."""
+    name: str
+    examples: list[Example]
+    max_new_tokens: int
+    normalize: Callable[[str], str]
+    # offset where a text that is being generated has ended, if it has; None: only an end token ends it
+    end_of_prediction: Callable[[str], int | None] | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    dataset: str = ""  # hub name, or name of the file or folder
+
+
+def first_line(text: str, normalize: Callable[[str], str]) -> str:
+    """Return the first line of a completion that holds anything, normalized."""
+    return next((line for line in map(normalize, text.splitlines()) if line), "")
+
+
+def fold_white_space(text: str) -> str:
+    """Return the text with every run of white space as one space, and none at the ends."""
+    return " ".join(text.split())
+
+
+def chunk_tokens(dataset: str) -> int:
+    """Return the length of a data set's chunks by its manifest, or the default of stage 2, saying so."""
+    length = (find_manifest(dataset, "dataset") or {}).get("arguments", {}).get("chunk_tokens")
+    if isinstance(length, int) and length > 0:
+        return length
+    print(f"note: --dataset {dataset}: no manifest gives the length of its chunks; the budget is "
+          f"{DEFAULT_CHUNK_TOKENS} new tokens (--max_new_tokens sets another)", file=sys.stderr)
+    return DEFAULT_CHUNK_TOKENS
+
+
+def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int) -> Task:
+    """Return the task of the data set's test split; `max_new_tokens` 0: the length of its chunks."""
+    data = load_examples(dataset, ("test",))["test"]
+    if not len(data):
+        raise PipelineError(f"--dataset {dataset}: its test split is empty; "
+                            "run preprocess_data.py on more files")
+    chosen = draw(len(data), sample, seed)
+    rows = data.select(chosen)[:]
+    groups = rows.get("source_line", chosen)
+    examples = [Example(str(number), prompt, fold_white_space(completion),
+                        first_line(completion, fold_white_space), int(group), completion)
+                for number, prompt, completion, group
+                in zip(chosen, rows["prompt"], rows["completion"], groups, strict=True)]
+    digest = hashlib.sha256()  # of the split itself: the same in a folder and on the hub
+    for batch in data.select_columns(["prompt", "completion"]).iter(1000):
+        digest.update(json.dumps(batch, sort_keys=True).encode())
+    return Task("Kotlin", examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
+                {"data_hash": digest.hexdigest(), "prompt": "one chunk", "stop": "end of text"},
+                Path(dataset).name if Path(dataset).is_dir() else dataset)

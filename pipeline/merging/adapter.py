@@ -1,0 +1,127 @@
+"""The adapter: where it lies, what its configuration asks for, and its matrices."""
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pipeline.errors import PipelineError, looks_like_path
+from pipeline.hub import hub_errors, hub_files
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
+LORA_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+# What PEFT can do besides plain LoRA and this merge does not: refused by name rather than left out silently.
+UNSUPPORTED_SETTINGS = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices",
+                        "lora_bias", "megatron_config", "eva_config", "corda_config",
+                        "alora_invocation_tokens", "target_parameters")
+
+
+@dataclass
+class LoraPair:
+    """The adapter of one module."""
+    a: Any  # float32, of shape (r, inputs)
+    b: Any  # float32, of shape (outputs, r)
+    scale: float
+    module: str
+    transposed: bool = False  # the module stores its weight as (inputs, outputs), as GPT-2's Conv1D does
+    quantized: bool = True  # training with NF4 quantizes the module: all linear layers but the head
+
+
+def is_merged_repository(name: str) -> bool:
+    """Return whether a hub repository holds a merged model and no adapter."""
+    with hub_errors("model", name):
+        _, names = hub_files(name)
+    return ADAPTER_CONFIG not in names and "config.json" in names
+
+
+def fetch_adapter(repository: str, revision: str | None) -> Path:
+    """Return the local folder of the adapter; nothing but safetensors and JSON is downloaded."""
+    folder = Path(repository)
+    if not folder.is_dir():
+        if looks_like_path(repository):
+            raise PipelineError(f"--hf_repository {repository}: no such folder; name the adapter's folder or "
+                                "a hub repository")
+        with hub_errors("adapter", repository):
+            hub_files(repository, revision)
+            folder = Path(snapshot_download(repository, revision=revision,
+                                            allow_patterns=["*.json", "*.jinja", "*.txt", ADAPTER_WEIGHTS],
+                                            ignore_patterns=["*/*"]))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if (folder / "config.json").is_file():
+            raise PipelineError(f"--hf_repository {repository}: is merged already (it holds a model and no "
+                                "adapter); nothing to do")
+        raise PipelineError(f"--hf_repository {repository}: holds no {ADAPTER_CONFIG}; name a folder that "
+                            "train.py wrote")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise PipelineError(f"--hf_repository {repository}: holds no {ADAPTER_WEIGHTS}; pickled weights are "
+                            "not loaded")
+    if any(folder.glob("model*.safetensors")):
+        raise PipelineError(f"--hf_repository {repository}: holds an adapter and merged weights side by "
+                            "side, and a load would apply the adapter twice; move one of them away")
+    return folder
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the adapter's configuration; PipelineError where it asks for more than plain LoRA."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+    except ValueError:
+        raise PipelineError(f"{folder / ADAPTER_CONFIG}: not valid JSON; train or download the adapter "
+                            "again") from None
+    if config.get("peft_type") != "LORA":
+        raise PipelineError(f"{folder / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA "
+                            "can be merged")
+    for setting in UNSUPPORTED_SETTINGS:
+        if config.get(setting):
+            raise PipelineError(f"{folder / ADAPTER_CONFIG}: {setting} is set, which cannot be merged here; "
+                                "nothing was written")
+    if config.get("bias", "none") != "none":
+        raise PipelineError(f"{folder / ADAPTER_CONFIG}: bias is {config['bias']!r}: trained biases cannot "
+                            "be merged here")
+    return config
+
+
+def lora_scale(config: dict[str, Any], module: str) -> float:
+    """Return the scale of the adapter of `module`, with rank_pattern and alpha_pattern as PEFT reads them."""
+    def setting(pattern_name: str, default: str) -> float:
+        patterns = config.get(pattern_name) or {}
+        match = next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), None)
+        return patterns[match] if match else config[default]
+
+    rank, alpha = setting("rank_pattern", "r"), setting("alpha_pattern", "lora_alpha")
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, LoraPair]:
+    """Return {name of the base model's module: its adapter}.
+
+    Raises PipelineError naming a tensor that is neither A nor B.
+    """
+    sides: dict[str, dict[str, Any]] = {}
+    try:
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: not a whole safetensors file ({error}); train or "
+                            "download it again") from None
+    for name, tensor in tensors.items():
+        match = LORA_TENSOR.fullmatch(name.removeprefix(PREFIX))
+        if not match or not name.startswith(PREFIX) or tensor.ndim != 2:
+            raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: tensor {name} cannot be merged here; nothing "
+                                "was written")
+        sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
+    pairs = {}
+    for module, found in sides.items():
+        if set(found) != {"A", "B"}:
+            missing = "B" if "A" in found else "A"
+            raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: {module} has no lora_{missing}; the file is "
+                                "not complete")
+        if found["A"].shape[0] != found["B"].shape[1]:
+            raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: the ranks of {module}'s matrices differ; the "
+                                "file is damaged")
+        pairs[module] = LoraPair(found["A"], found["B"], lora_scale(config, module), module)
+    return pairs

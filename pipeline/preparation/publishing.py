@@ -1,0 +1,58 @@
+"""The data set on the hub: Parquet files, the raw file, the report and a card."""
+import argparse
+import json
+import shutil
+from collections import Counter
+from typing import Any
+
+import datasets
+
+from pipeline.files import atomic_folder, hash_files, output_lock, write_json
+from pipeline.hub import push_folder
+from pipeline.manifests import sealed_manifest
+from pipeline.preparation.reporting import leakage_table
+from pipeline.preparation.splits import SPLITS
+
+
+def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) -> None:
+    """Publish the splits as Parquet, raw file, report and card to --hf_repository, in one commit."""
+    staged = args.output_dir.with_name(f"{args.output_dir.name}.hub")
+    with output_lock(staged), atomic_folder(staged) as folder:
+        for split, data in datasets.load_from_disk(str(args.output_dir)).items():
+            (folder / "data").mkdir(exist_ok=True)
+            data.to_parquet(str(folder / "data" / f"{split}.parquet"))
+        raw = folder / "raw" / args.input_file.name
+        raw.parent.mkdir()
+        shutil.copyfile(args.input_file, raw)
+        for name in ("report.md", "report.png"):
+            shutil.copyfile(args.output_dir / name, folder / name)
+        manifest = json.loads((args.output_dir / "manifest.json").read_bytes())
+        (folder / "README.md").write_text(data_set_card(args, manifest, counts, leakage), encoding="utf-8")
+        write_json(folder / "manifest.json", sealed_manifest({**manifest, "outputs": hash_files(folder)}))
+    commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset")
+    shutil.rmtree(staged)
+    print(f"published data set {args.hf_repository} (commit {commit})")
+
+
+def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Counter,
+                  leakage: dict[str, Any]) -> str:
+    """Return the data set's README.md: what `load_dataset` reads, its sources, what is in it, what leaks."""
+    lines = ["---", "task_categories:", "- text-generation", "tags:", "- code", "configs:",
+             "- config_name: default", "  data_files:"]
+    for split in SPLITS:
+        lines += [f"  - split: {split}", f"    path: data/{split}.parquet"]
+    lines += ["---", f"# {args.hf_repository}", "",
+              f"Pairs of prompt and completion: a chunk of about {args.chunk_tokens} tokens of "
+              f"{args.model_name_or_path}, and the chunk that follows it in its file. Splits are made by "
+              "file and by cluster of near-duplicates.", "",
+              "```python", "from datasets import load_dataset",
+              f'data = load_dataset("{args.hf_repository}")', "```", "",
+              f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON object "
+              "a line.", "",
+              "## Sources", "",
+              "| repository | commit | licence file |", "|---|---|---|"]
+    lines += [f"| {s['repository']} | {s['commit'] or ''} | {s['license_file'] or 'not found'} |"
+              for s in manifest["sources"]]
+    lines += ["", "The code keeps the licences of these sources.", "", "## Counts", "", "| | |", "|---|---:|"]
+    lines += [f"| {name} | {number:,} |" for name, number in sorted(counts.items())]
+    return "\n".join([*lines, "", "## Leakage from train into test", "", *leakage_table(leakage)]) + "\n"

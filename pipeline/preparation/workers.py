@@ -1,0 +1,183 @@
+"""The worker processes: each file is cleaned, tokenized, cut and hashed in one of them."""
+import argparse
+import contextlib
+import hashlib
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from pipeline.errors import PipelineError
+from pipeline.files import parse_json_line
+from pipeline.preparation.cleaning import drop_reason, has_large_value, strip_copyright
+from pipeline.preparation.cutting import CleanFile, cut_windows, find_cuts
+from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch, minhash_signature
+from pipeline.preparation.encoding import byte_lengths, encode
+from pipeline.preparation.leakage import measure_leakage
+
+FILES_PER_TASK = 64  # files that one process works on at a time
+# What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
+_worker: dict[str, Any] = {}
+
+
+def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
+    """Set up this process; called once in each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too and ends its children
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # source text that looks like a special token is only text
+    _worker.update(options, tokenizer=tokenizer, byte_lengths=byte_lengths(tokenizer),
+                   empty_sketch=empty_sketch())
+
+
+def end_with(parent: Any) -> None:
+    """End this process when `parent` does; one that was killed outright cannot end its children itself."""
+    parent.join()
+    os._exit(1)
+
+
+def clean_files(path: Path, first_line: int, lines: list[bytes]) -> list[CleanFile]:
+    """Clean, tokenize, cut and hash the files on `lines` of the raw file; the first is line `first_line`."""
+    results: list[CleanFile] = []
+    kept: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, start=first_line):
+        source = parse_json_line(path, number, line, {"file_text": str})["file_text"]
+        text = source if _worker["keep_copyright"] else strip_copyright(source)
+        reason = drop_reason(text, _worker["keep_generated"], _worker["keep_short"])
+        if reason:
+            results.append(CleanFile(number, reason))
+        else:
+            kept.append((number, text))
+    encoded = encode(_worker["tokenizer"], _worker["byte_lengths"], [text for _, text in kept])
+    for (number, text), (ids, offsets) in zip(kept, encoded, strict=True):
+        results.append(cut_file(number, text, ids, offsets))
+    return sorted(results, key=lambda file: file.source_line)
+
+
+PackedFile = tuple[str | None, bytes, np.ndarray | None, bytes]  # reason, digest, signature, pickled file
+
+
+def packed_files(path: Path, first_line: int, lines: list[bytes]) -> list[PackedFile]:
+    """Return `clean_files` packed: the parent only copies the pickled files to its spool."""
+    def packed(file: CleanFile) -> bytes:
+        return b"" if file.reason else pickle.dumps(file._replace(signature=None), protocol=5)
+
+    return [(file.reason, file.digest, file.signature, packed(file))
+            for file in clean_files(path, first_line, lines)]
+
+
+def cut_file(number: int, text: str, ids: np.ndarray, offsets: np.ndarray) -> CleanFile:
+    """Return the file's windows, digest and signature; `offsets`: (tokens, 2), where `ids` stand in it."""
+    if not len(ids):
+        return CleanFile(number, "too short for an example")
+    position, ranks = find_cuts(text, offsets)
+
+    def windows(stride: int) -> np.ndarray:
+        found = np.array(cut_windows(ranks, _worker["chunk_tokens"], stride), dtype=np.int64).reshape(-1, 3)
+        return np.concatenate([position[found], found], axis=1)
+
+    eval_windows = windows(0)
+    if not len(eval_windows):
+        return CleanFile(number, "too short for an example")
+    token_ids = ids.astype(np.uint16 if _worker["tokenizer"].get_vocab_size() <= 1 << 16 else np.uint32)
+    return CleanFile(number, None, hashlib.sha256(text.encode()).digest(), text,
+                     windows(_worker["stride_tokens"]), eval_windows, token_ids,
+                     minhash_signature(token_ids, _worker["empty_sketch"]), has_large_value(text))
+
+
+def map_in_order(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[tuple],
+                 window: int) -> Iterator[Any]:
+    """Yield `function(*task)` in the order of the tasks, with at most `window` of them under way."""
+    running: deque[Future] = deque()
+    for task in tasks:
+        running.append(pool.submit(function, *task))
+        if len(running) >= window:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def batches_of_lines(path: Path, limit: int,
+                     advance: Callable[[int], Any]) -> Iterator[tuple[Path, int, list[bytes]]]:
+    """Yield (path, number of the first line, lines) of the raw file; `advance` is told the bytes read."""
+    with open(path, "rb") as file:
+        lines = itertools.islice(file, limit or None)
+        for first in itertools.count(1, FILES_PER_TASK):
+            batch = list(itertools.islice(lines, FILES_PER_TASK))
+            if not batch:
+                return
+            advance(sum(map(len, batch)))
+            yield path, first, batch
+
+
+@contextlib.contextmanager
+def worker_pool(args: argparse.Namespace, tokenizer_json: str) -> Iterator[ProcessPoolExecutor]:
+    """Yield the worker processes, and end them whatever happens."""
+    wanted = ("keep_copyright", "keep_generated", "keep_short", "chunk_tokens", "stride_tokens")
+    options = {key: getattr(args, key) for key in wanted}
+    # Spawned, not forked: a fork would copy threads and locks of libraries in an undefined state.
+    pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"),
+                               initializer=start_worker, initargs=(tokenizer_json, options))
+    try:
+        for _ in range(args.num_proc):
+            pool.submit(os.getpid)  # they start while this process goes on
+        yield pool
+    except BrokenProcessPool:
+        raise PipelineError("a worker process was killed, for want of memory as a rule; lower "
+                            "--num_proc") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+
+
+def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
+                 counts: Counter) -> tuple[list[bytes], np.ndarray]:
+    """Clean every file, put those that can serve into `spool`, and return their digests and signatures."""
+    digests: list[bytes] = []
+    signatures = bytearray()  # one block that grows: a list of arrays would be there twice when joined
+    with tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning",
+              disable=None) as bar:
+        tasks = batches_of_lines(args.input_file, args.limit, bar.update)
+        for files in map_in_order(pool, packed_files, tasks, window=3 * args.num_proc):
+            for reason, digest, signature, packed in files:
+                counts["files read"] += 1
+                if reason:
+                    counts[f"dropped, {reason}"] += 1
+                    continue
+                digests.append(digest)
+                signatures += signature.tobytes()
+                spool.write(packed)
+    spool.flush()
+    return digests, np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+
+
+def read_spool(path: Path, number: int) -> Iterator[CleanFile]:
+    """Yield the `number` files that this same run put into its spool."""
+    with open(path, "rb") as spool:
+        for _ in range(number):
+            yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
+
+
+def leakage_in_spool(path: Path, ways: dict[str, list[str | None]],
+                     keep_large_values: bool) -> dict[str, Any]:
+    """Return `measure_leakage` of a spool; for a worker process, while the parent writes the examples."""
+    number = len(next(iter(ways.values())))
+    return measure_leakage(lambda: read_spool(path, number), ways, keep_large_values)

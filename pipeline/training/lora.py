@@ -1,0 +1,162 @@
+"""The model that is trained: a frozen base, quantized or not, and LoRA inside its matrix products."""
+import argparse
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from peft.tuners.lora.bnb import Linear4bit
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+from pipeline.errors import PipelineError
+from pipeline.hub import hub_files
+from pipeline.models import torch_dtype
+from pipeline.tokenizers import check_local_model, model_errors
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, as torchrun gives it: the GPU that it works on."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def load_base_model(name: str, revision: str | None, quantization: str, precision: str) -> Any:
+    """Return the frozen base model; nf4 quantizes its linear layers to 4 bits (Dettmers et al. 2023)."""
+    dtype = torch_dtype(precision)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                bnb_4bit_compute_dtype=dtype) if quantization == "nf4" else None
+    check_local_model(name)
+    with model_errors(name):
+        if not Path(name).is_dir() and not any(file.endswith(".safetensors")
+                                               for file in hub_files(name, revision)[1]):
+            raise PipelineError(f"model {name}: holds no safetensors file; pickled weights are not loaded")
+        model = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, dtype=dtype, quantization_config=config, trust_remote_code=False,
+            use_safetensors=True, device_map={"": local_rank()} if torch.cuda.is_available() else None)
+    model.config.use_cache = False
+    return model.requires_grad_(False)
+
+
+def add_adapters(model: Any, args: argparse.Namespace) -> Any:
+    """Return the model with LoRA adapters (Hu et al. 2021) in float32.
+
+    By default they are on every linear layer but the head.
+    """
+    targets = args.lora_target_modules
+    head = next((name.rpartition(".")[2] for name, module in model.named_modules()
+                 if module is model.get_output_embeddings()), None)
+    if head in targets:
+        raise PipelineError(f"--lora_target_modules {head}: is the output head, which stays as it is; name "
+                            "other layers, or all-linear")
+    config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r,
+                        lora_dropout=args.lora_dropout, use_rslora=args.use_rslora, task_type="CAUSAL_LM",
+                        target_modules=targets[0] if targets == ["all-linear"] else targets)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        named = f"--lora_target_modules {' '.join(targets)}"
+        raise PipelineError(f"{named}: {str(error).splitlines()[0]}") from error
+    fuse_adapters(adapted)
+    if args.gradient_checkpointing:
+        checkpoint_activations(model)
+    if args.torch_compile:  # block by block: all blocks are alike, so that one is compiled for all
+        for module in model.modules():
+            if type(module).__name__ in (model._no_split_modules or ()):
+                module.compile(dynamic=True)
+    return adapted
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let the model keep its blocks' inputs alone and compute all else a second time (Chen et al. 2016)."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+class LoraProduct(torch.autograd.Function):
+    """x W' + s x A' B' (Hu et al. 2021), and its gradients of x, A and B.
+
+    x is (tokens, in), W (out, in), A (r, in), B (out, r).  The adapter's part is added within the matrix
+    product (addmm), forward and backward: PEFT's own sequence of products, casts, scaling and sums reads and
+    writes tensors of the layer's size six more times.  `weight` is called for W, in the backward pass too: a
+    weight in 4 bits is there in 16 bits for no longer than its product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, a: Any, b: Any, scaling: float, weight: Callable[[], Any],
+                bias: Any) -> Any:
+        low_a, low_b = a.to(x.dtype), (b * scaling).to(x.dtype)
+        inner = x @ low_a.T
+        result = torch.nn.functional.linear(x, weight(), bias).addmm_(inner, low_b.T)
+        ctx.save_for_backward(x, inner, low_a, low_b)
+        ctx.scaling, ctx.weight, ctx.adapter_dtype = scaling, weight, a.dtype
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:
+        x, inner, low_a, low_b = ctx.saved_tensors
+        inner_gradient = gradient @ low_b
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (gradient @ ctx.weight()).addmm_(inner_gradient, low_a)
+        of_a = (inner_gradient.T @ x).to(ctx.adapter_dtype)
+        of_b = (gradient.T @ inner).to(ctx.adapter_dtype) * ctx.scaling
+        return of_x, of_a, of_b, None, None, None
+
+
+def frozen_weight(layer: Any, dtype: Any) -> Any:
+    """Return the weight of a linear layer, as (out, in) in `dtype`, whatever form it is kept in."""
+    if type(layer).__name__ == "Linear4bit":
+        return dequantize_4bit(layer.weight, layer.weight.quant_state).to(dtype)
+    weight = layer.weight.to(dtype)
+    # Conv1D: GPT-2's linear layer, kept as (in, out)
+    return weight.T if type(layer).__name__ == "Conv1D" else weight
+
+
+def fuse_adapters(model: Any) -> None:
+    """Let the layers with a plain adapter, one without dropout, compute it by `LoraProduct`.
+
+    The others are left to PEFT.
+    """
+    def fuse(layer: Any, name: str) -> None:
+        peft_forward, base = layer.forward, layer.get_base_layer()
+
+        def forward(x: Any) -> Any:
+            if layer.disable_adapters or layer.merged:
+                return peft_forward(x)
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            with torch.autocast(kind, enabled=False):
+                rows = x.reshape(-1, x.shape[-1]).to(dtype)
+                result = LoraProduct.apply(
+                    rows, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name],
+                    functools.partial(frozen_weight, base, dtype),
+                    None if base.bias is None else base.bias.to(dtype))
+            return result.view(*x.shape[:-1], -1)
+
+        layer.forward = forward
+
+    for layer in model.modules():
+        if type(layer) not in (Linear, Linear4bit) or len(layer.lora_A) != 1:
+            continue
+        name = next(iter(layer.lora_A))
+        plain = isinstance(layer.lora_dropout[name], torch.nn.Identity) and layer.lora_B[name].bias is None
+        if plain and not layer.lora_variant and isinstance(layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
+            fuse(layer, name)
+
+
+def evaluation_mode(model: Any) -> Any:
+    """Return the model in evaluation mode, all but its NF4 layers, for which it means only one thing.
+
+    On some CPUs bitsandbytes packs their weights for inference in evaluation mode and leaves them so;
+    gradients no longer pass through them, and most adapters learn nothing (seen: bitsandbytes 0.50.2, AVX-512
+    with bf16).
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and type(module).__name__ == "Linear4bit":
+            module.train()
+    return model

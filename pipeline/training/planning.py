@@ -1,0 +1,41 @@
+"""How much passes through the model at once: measured on the longest examples, planned from free memory."""
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.models import available_memory
+from pipeline.training.checkpoints import CHECKPOINT_HASHES
+from pipeline.training.examples import EncodedExamples
+
+PROBE_ROWS = 4  # examples that memory and time are measured on before training
+# Share of the free memory that --tokens_per_batch auto plans with: the backward pass needs as much again.
+MEMORY_SHARE = 0.5
+MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "cpu": 2048}  # on a CPU more is slower (perf/README.md)
+
+
+def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, bytes_per_token: float,
+                            longest: int) -> int:
+    """Return the padded tokens of a batch: what is asked for, or as many as the free memory takes.
+
+    A resumed run keeps to the value of the run before: sums of other batches are rounded otherwise.
+    """
+    if args.tokens_per_batch != "auto":
+        return args.tokens_per_batch
+    if resume_from:
+        return json.loads((resume_from / CHECKPOINT_HASHES).read_bytes())["tokens_per_batch"]
+    free, most = available_memory(), MOST_TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
+    return max(longest, min(most, int(MEMORY_SHARE * free / bytes_per_token)))
+
+
+def plan_batches(trainer: Any, examples: EncodedExamples, args: argparse.Namespace,
+                 resume_from: Path | None) -> float:
+    """Measure what the longest examples take, set `tokens_per_batch` by it, return the seconds a token."""
+    longest = np.argsort(examples.lengths, kind="stable")[::-1][:PROBE_ROWS]
+    bytes_per_token, seconds_per_token = trainer.measure([examples[i] for i in longest])
+    trainer.tokens_per_batch = choose_tokens_per_batch(args, resume_from, bytes_per_token,
+                                                       int(examples.lengths.max()))
+    return seconds_per_token

@@ -1,0 +1,143 @@
+"""What the user can look at: the plan of a run, completions before and after it, report.md."""
+import argparse
+import json
+import random
+import sys
+import time
+from typing import Any
+
+import torch
+
+from pipeline.files import atomic_folder, hash_files
+from pipeline.manifests import write_manifest
+from pipeline.markdown import fenced
+from pipeline.models import IGNORED_LABEL, left_padded
+from pipeline.stage import duration
+from pipeline.training.batches import real_token_share, step_order, token_batches
+from pipeline.training.curve import draw_curve
+from pipeline.training.examples import Data, EncodedExamples
+from pipeline.training.lora import evaluation_mode
+
+SHOWN_COMPLETIONS, SHOWN_TOKENS = 3, 64  # in the report
+
+
+def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples,
+                     seed: int) -> list[dict[str, str]]:
+    """Return {"prompt", "reference", "before", "after"} of a few examples.
+
+    Before and after: what the base model writes, and what the adapted one does.
+    """
+    chosen = sorted(random.Random(seed).sample(range(len(examples)), min(SHOWN_COMPLETIONS, len(examples))))
+    rows = [examples[i]["input_ids"] for i in chosen]
+    prompts = [row[:examples.prompt_lengths[i]] for i, row in zip(chosen, rows, strict=True)]
+    inputs = left_padded(prompts, tokenizer.eos_token_id, trainer.args.device)
+    del inputs["position_ids"]  # generate makes its own
+    model = evaluation_mode(trainer.accelerator.unwrap_model(trainer.model))
+    model.gradient_checkpointing_disable()  # it does without a cache
+
+    def texts(rows: list[list[int]]) -> list[str]:
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def completions() -> list[str]:
+        # eager: with --torch_compile, each new length of the cache would be compiled
+        with (torch.inference_mode(), torch.compiler.set_stance("force_eager"),
+              trainer.compute_loss_context_manager()):
+            written = model.generate(**inputs, max_new_tokens=SHOWN_TOKENS, do_sample=False, use_cache=True,
+                                     pad_token_id=tokenizer.eos_token_id)
+            return texts(written[:, inputs["input_ids"].shape[1]:].tolist())
+
+    with model.disable_adapter():
+        before = completions()
+    columns = (texts(prompts), texts([row[len(p):] for row, p in zip(rows, prompts, strict=True)]),
+               before, completions())
+    return [dict(zip(("prompt", "reference", "before", "after"), column, strict=True))
+            for column in zip(*columns, strict=True)]
+
+
+def report_text(summary: dict[str, Any], curve: list[dict[str, float]], samples: list[dict[str, str]]) -> str:
+    """Return report.md: the loss by step, its picture, and completions before and after training."""
+    lines = ["# Training", "", "| | |", "|---|---:|",
+             *(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in summary.items()), "",
+             "![training and validation loss](training_curve.png)", "",
+             "| step | examples | validation loss | replay loss |", "|---:|---:|---:|---:|"]
+    lines += [
+        f"| {row['step']} | {row['examples']} | {row['validation_loss']:.4f} | {row.get('replay_loss', '')} |"
+        for row in curve if "validation_loss" in row]
+    lines += ["", f"## Completions of the validation set, greedy, at most {SHOWN_TOKENS} tokens"]
+    for sample in samples:
+        for key, text in sample.items():
+            lines += ["", f"**{key}**", "", fenced(text)]
+        lines += ["---"]
+    return "\n".join(lines) + "\n"
+
+
+def show_dry_run(data: Data, tokenizer: Any, args: argparse.Namespace, tokens_per_batch: int) -> None:
+    """Print one example with its labels marked, and the shapes of the first step's batches."""
+    order = step_order(data.train.lengths, args.examples_per_step, args.seed, 0)[:args.examples_per_step]
+    row = data.train[order[0]]
+    prompt = row["labels"].count(IGNORED_LABEL)
+    print(f"one example: {prompt} tokens without a label\n{tokenizer.decode(row['input_ids'][:prompt])}\n"
+          f"--- and {len(row['labels']) - prompt} tokens with one ---\n"
+          f"{tokenizer.decode(row['input_ids'][prompt:])}")
+    batches = token_batches([data.train[i] for i in order], tokens_per_batch)
+    shapes = [f"({len(b)}, {len(b[0]['input_ids'])})" for b in batches]
+    print(f"the first step's batches, (rows, tokens): {', '.join(shapes)}\n"
+          "dry run: nothing was trained or written")
+
+
+def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, steps: int, device: str,
+             precision: str, seconds_per_token: float) -> None:
+    """Print the device, what is trained on how much, and about how long it will take."""
+    if not trainer.is_world_process_zero():
+        return
+    processes = trainer.args.world_size
+    share = real_token_share(data.train.lengths, args.examples_per_step, processes, trainer.tokens_per_batch,
+                             args.seed)
+    tokens = int(data.train.lengths.sum() * steps * args.examples_per_step / len(data.train))
+    validations = 1 + steps // trainer.args.eval_steps
+    # a validation has no backward pass, which is about two thirds of the work
+    replayed = data.replay.lengths.sum() if data.replay else 0
+    validated = validations * (data.validation.lengths.sum() + replayed) / 3
+    seconds = seconds_per_token * (tokens / share + validated) / processes
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"device: {f'{processes} times ' if processes > 1 else ''}{device}, {precision}, base model in "
+          f"{'NF4' if args.quantization == 'nf4' else precision}\n"
+          f"{trainable:,} trainable parameters; {len(data.train):,} examples, {tokens:,} tokens in {steps:,} "
+          f"steps of {args.examples_per_step} examples; {share:.1%} of what is computed are real tokens, in "
+          f"batches of at most {trainer.tokens_per_batch:,}; {len(data.validation):,} validation examples; "
+          f"about {duration(seconds)}", flush=True)
+
+
+def count(model: Any, data: Data) -> dict[str, int]:
+    """Return the numbers of examples and of trainable parameters, for the manifest."""
+    return {"train_examples": len(data.train), "validation_examples": len(data.validation),
+            "replay_validation_examples": len(data.replay or ()),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+
+
+def write_adapter(args: argparse.Namespace, model: Any, tokenizer: Any, curve: list[dict[str, float]],
+                  samples: list[dict[str, str]], started: float, **details: Any) -> None:
+    """Write adapter, tokenizer, report, curve and manifest as one folder."""
+    with atomic_folder(args.output_dir) as folder:
+        # no card of PEFT's own: it would name the base model by the path on this machine
+        model.save_pretrained(str(folder), safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)
+        tokenizer.save_pretrained(str(folder))
+        with open(folder / "training_curve.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in curve)
+        draw_curve(curve, folder / "training_curve.png")
+        (folder / "report.md").write_text(report_text(details["summary"], curve, samples), encoding="utf-8")
+        write_manifest(folder / "manifest.json", args, hash_files(folder), started, **details)
+
+
+def show_result(args: argparse.Namespace, summary: dict[str, Any], started: float) -> None:
+    """Print what was learned, how fast, and where it lies."""
+    print(f"validation loss {summary['validation_loss_before']:.4f} before, "
+          f"{summary['validation_loss_after']:.4f} after (step {summary['best_step']}, the best); "
+          f"{summary['real_token_share']:.1%} of the computed tokens were real; "
+          f"{summary['tokens_per_second']:,.0f} tokens a second")
+    if summary["validation_loss_after"] >= summary["validation_loss_before"]:
+        print("WARNING: training did not lower the validation loss; lower --learning_rate, or train on more "
+              "examples", file=sys.stderr)
+    print(f"wrote {args.output_dir} (report.md shows completions before and after) in "
+          f"{duration(time.time() - started)}")

@@ -1,0 +1,68 @@
+"""Runs of benchmarking.py, and tasks, prompts and scores by hand: what the tests of stage 5 share."""
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import tiny_models
+import torch
+
+import benchmarking
+from pipeline.evaluation.rows import unsealed_row
+from pipeline.evaluation.tasks import Example, Task, fold_white_space
+from pipeline.tokenizers import encode_prompts
+
+WORDS = [" ".join(random.Random(i).choices("abcdef", k=3 + i % 9)) for i in range(60)]
+
+
+def arguments(folders: SimpleNamespace, output: Path, *more: object) -> list[str]:
+    """Return the arguments of a small run; what stands in `more` comes last and wins."""
+    models = ("--hf_repository", folders.merged, "--base_model", folders.base, "--precision", "float32")
+    sets = ("--dataset", folders.data, "--codexglue_file", folders.codexglue, "--batch_size", 2)
+    return [str(part) for part in (*models, *sets, "--output_dir", output, *more)]
+
+
+def run_stage(folders: SimpleNamespace, output: Path, *more: object) -> dict[str, Any]:
+    """Run the benchmark and return its metrics."""
+    benchmarking.main(arguments(folders, output, "--batch_size", 3, *more))
+    return json.loads((output / "metrics.json").read_text())
+
+
+def prediction_files(output: Path) -> list[Path]:
+    """Return the files of the predictions, without those of the losses beside them."""
+    files = sorted((output / "predictions").iterdir())
+    return [file for file in files if not file.name.endswith(".losses.jsonl")]
+
+
+def predictions(output: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return {file name: its rows, the header first}; each row is the one that was written."""
+    return {file.name: [unsealed_row(line) for line in file.read_bytes().splitlines()]
+            for file in prediction_files(output)}
+
+
+def free_task(budget: int, end: Any = lambda text: None) -> Task:
+    """Return a task whose predictions go on to an end token or the budget, or to where `end` stops them."""
+    return Task("Free", [], budget, fold_white_space, end)
+
+
+def prompts(number: int = 5) -> list[list[int]]:
+    """Return prompts of various lengths, as token ids."""
+    texts = [prompt * (1 + i % 3) for i, (prompt, _) in enumerate(tiny_models.examples(number, seed=8))]
+    return encode_prompts(tiny_models.make_tokenizer(), texts)
+
+
+def written_alone(model: Any, prompt: list[int], budget: int, **settings: Any) -> list[int]:
+    """Return the tokens that transformers itself decodes behind one prompt; `settings` are for generate()."""
+    tokens = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=budget, pad_token_id=0,
+                            **settings)
+    return tokens[0, len(prompt):].tolist()
+
+
+def task_of(references: list[str], groups: list[int] | None = None,
+            prompts: list[str] | None = None) -> Task:
+    """Return the Kotlin task of these references; without `groups`, each comes from a file of its own."""
+    examples = [Example(str(i), prompts[i] if prompts else "", reference, reference,
+                        groups[i] if groups else i, reference)
+                for i, reference in enumerate(references)]
+    return Task("Kotlin", examples, 10, fold_white_space, lambda text: None, dataset="data")

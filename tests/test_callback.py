@@ -1,0 +1,44 @@
+"""pipeline/training/callback.py: divergence, early stopping and signals."""
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from training_runs import command, summary_of, with_validation_losses
+
+import train
+from pipeline.errors import PipelineError
+from pipeline.training.callback import RunCallback
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_callback_ends_a_diverged_run() -> None:
+    """A loss of NaN or infinity is logged and trained on."""
+    callback = RunCallback(None, {}, 0)
+    state = SimpleNamespace(global_step=3, max_steps=9)
+    callback.on_log(None, state, None, {"loss": 1.0})
+    for logs in ({"loss": float("nan")}, {"loss": float("inf")}, {"eval_loss": float("nan")}):
+        with pytest.raises(PipelineError, match="diverged"):
+            callback.on_log(None, state, None, logs)
+
+
+def test_early_stopping(model_folder: Path, dataset_folder: Path, tmp_path: Path,
+                        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """A run that no longer improves goes on for hours although the flag is set."""
+    with_validation_losses(monkeypatch, [5.0, 4.0, 4.1, 4.2])
+    settings = ("--max_steps", 9, "--eval_steps", 1, "--early_stopping_patience", 2)
+    train.main(command(model_folder, dataset_folder, tmp_path / "adapter", *settings))
+    summary = summary_of(tmp_path / "adapter")
+    assert (summary["steps"], summary["best_step"]) == (3, 1)
+    assert "ending early" in capsys.readouterr().err
+
+
+def test_signals_work_again_after_training() -> None:
+    """SIGTERM between the last step and the end of the upload is swallowed."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    callback = RunCallback(None, {}, 0)
+    callback.on_train_begin(None, SimpleNamespace(is_world_process_zero=False), None)
+    assert all(signal.getsignal(number) == callback.remember_signal for number in before)
+    callback.on_train_end(None, None, None)
+    assert {number: signal.getsignal(number) for number in before} == before

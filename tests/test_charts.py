@@ -1,0 +1,47 @@
+"""pipeline/evaluation/charts.py: what the pictures show."""
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.evaluation.charts import draw_changes, draw_chart
+from pipeline.evaluation.scores import SHOWN
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """A list of the figures that were saved."""
+    figures, save = [], Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+@pytest.mark.parametrize(("value", "interval"), [
+    (40.0, [35.0, 45.0]), (0.0, [0.0, 0.0]), (40.0, [40.1, 45.0])])
+def test_every_score_of_every_set_is_drawn(value: float, interval: list[float], drawn: list[Figure]) -> None:
+    """A set or a score is missing; or zeros, or an interval beside its rounded value, end the benchmark."""
+    cell = {"base": value, "base_interval": interval, "fine_tuned": value, "fine_tuned_interval": interval}
+    entry = {"scores": dict.fromkeys(SHOWN, cell)}
+    draw_chart({"sets": dict.fromkeys(("CodeXGLUE (Python)", "Kotlin"), entry)}, file := io.BytesIO())
+    assert file.getvalue().startswith(b"\x89PNG")
+    [figure] = drawn
+    titles = [axis.get_title().splitlines() for axis in figure.axes]
+    assert [title[0] for title in titles] == ["CodeXGLUE (Python)"] * len(SHOWN) + ["Kotlin"] * len(SHOWN)
+    assert [title[1].removesuffix(" (less is better)") for title in titles] == [*SHOWN, *SHOWN]
+    assert all([bar.get_height() for bar in axis.patches] == [value, value] for axis in figure.axes)
+
+
+def test_every_example_is_in_the_histogram(drawn: list[Figure]) -> None:
+    """The largest gains and losses fall out of the picture."""
+    changes = {"Kotlin": np.array([-100.0, -3, 0, 0, 100]), "Python": np.array([0.5])}
+    draw_changes(changes, file := io.BytesIO())
+    assert file.getvalue().startswith(b"\x89PNG")
+    [figure] = drawn
+    assert [sum(bar.get_height() for bar in axis.patches) for axis in figure.axes] == [5, 1]

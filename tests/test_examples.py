@@ -1,0 +1,71 @@
+"""pipeline/training/examples.py: what is learned from, and on which of its tokens."""
+from pathlib import Path
+
+import tiny_models
+from datasets import load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.tokenizers import encode_prompts
+from pipeline.training.examples import encode_examples, sample_examples
+
+
+def test_loss_is_on_the_completion_and_its_end_only() -> None:
+    """The model is trained to repeat prompts, or never learns where a completion ends."""
+    tokenizer = tiny_models.make_tokenizer()
+    pairs = tiny_models.examples(9, seed=3)
+    found = encode_examples(tokenizer, [p for p, _ in pairs], [c for _, c in pairs], 1024)
+    assert len(found) == 9
+    for i, (prompt, completion) in enumerate(pairs):
+        row = found[i]
+        start = encode_prompts(tokenizer, [prompt])[0]
+        end = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        assert row["input_ids"] == start + end
+        assert row["labels"] == [-100] * len(start) + end
+        assert tokenizer.decode(row["input_ids"][:-1]) == prompt + completion
+
+
+def test_prompt_and_completion_are_tokenized_apart() -> None:
+    """The model is trained on a token across the border, which it cannot see when it is used."""
+    tokenizer, text = tiny_models.make_tokenizer(), "    return"
+    whole, cuts = tokenizer(text)["input_ids"], range(1, len("    return"))
+    for cut in cuts:
+        found = encode_examples(tokenizer, [text[:cut]], [text[cut:]], 1024)[0]
+        apart = tokenizer(text[:cut])["input_ids"] + tokenizer(text[cut:])["input_ids"]
+        assert found["input_ids"][:-1] == apart
+    assert any(whole != tokenizer(text[:cut])["input_ids"] + tokenizer(text[cut:])["input_ids"]
+               for cut in range(1, len(text)))
+
+
+def test_text_that_looks_like_a_special_token_stays_text() -> None:
+    """Source code that holds `<|endoftext|>` ends the example in its middle."""
+    tokenizer = tiny_models.make_tokenizer()
+    found = encode_examples(tokenizer, ["a = '<|endoftext|>'"], ["b = '<|endoftext|>'"], 1024)[0]
+    assert found["input_ids"].count(tokenizer.eos_token_id) == 1
+    assert found["input_ids"][-1] == tokenizer.eos_token_id
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(2, 60))
+def test_too_long_examples_keep_what_is_next_to_the_cut(prompt: int, completion: int,
+                                                        max_length: int) -> None:
+    """A long example loses the end of its prompt, or its whole completion, or exceeds --max_length."""
+    tokenizer = tiny_models.make_tokenizer()
+    prompt_text, completion_text = "p" + "a;" * prompt, "c" + "b(" * completion
+    row = encode_examples(tokenizer, [prompt_text], [completion_text], max_length)[0]
+    start, end = tokenizer(prompt_text)["input_ids"], tokenizer(completion_text)["input_ids"]
+    length = row["labels"].count(-100)
+    assert 2 <= len(row["input_ids"]) <= max_length
+    assert row["input_ids"][:length] == start[-length:]
+    assert row["input_ids"][length:-1] == end[:max_length - 2]
+    assert row["input_ids"][-1] == tokenizer.eos_token_id
+    assert len(row["input_ids"]) == min(max_length, len(start) + min(len(end), max_length - 2) + 1)
+
+
+def test_sample_is_random_and_repeatable(dataset_folder: Path) -> None:
+    """--max_train_samples takes the first files only, or another sample in every run."""
+    split = load_from_disk(str(dataset_folder))["train"]
+    assert sample_examples(split, 5, 1) == sample_examples(split, 5, 1)
+    assert sample_examples(split, 5, 1) != sample_examples(split, 5, 2)
+    assert sample_examples(split, 5, 1)[0] != split["prompt"][:5]
+    assert sample_examples(split, 0, 1)[0] == sample_examples(split, 99, 1)[0] == list(split["prompt"])

@@ -1,0 +1,107 @@
+"""pipeline/training/lora.py: where adapters are, and that they compute what PEFT computes."""
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from training_runs import encoded_rows
+from transformers.pytorch_utils import Conv1D
+
+import train
+from pipeline.models import right_padded
+from pipeline.training.lora import add_adapters, evaluation_mode, load_base_model
+from pipeline.training.loss import sum_of_losses
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_every_linear_layer_but_the_head_gets_an_adapter(architecture: str) -> None:
+    """Layers are left without an adapter (GPT-2's Conv1D), or the head gets one and cannot be merged."""
+    model = tiny_models.make_model(architecture).requires_grad_(False)
+    linear = {name for name, module in model.named_modules()
+              if isinstance(module, (torch.nn.Linear, Conv1D))} - {"lm_head"}
+    adapted = add_adapters(model, train.build_parser().parse_args(["--lora_r", "4"]))
+    found = {name.removeprefix("base_model.model.").removesuffix(".lora_A.default")
+             for name, _ in adapted.named_modules() if name.endswith(".lora_A.default")}
+    assert found == linear
+    assert len(linear) >= 8
+    trainable = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+    assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
+    assert adapted.peft_config["default"].lora_alpha == 8  # twice the rank, unless it is given
+
+
+@pytest.mark.parametrize(("architecture", "quantization"),
+                         [*((name, "none") for name in tiny_models.ARCHITECTURES), ("llama", "nf4")])
+def test_fused_adapters_compute_what_peft_computes(architecture: str, quantization: str,
+                                                   tmp_path: Path) -> None:
+    """What is trained is another function than what PEFT loads and merges, or its gradients are wrong."""
+    folder = tiny_models.save_model(tmp_path / "model", architecture)
+    args = train.build_parser().parse_args(["--lora_r", "4", "--lora_alpha", "12", "--use_rslora"])
+    base = load_base_model(str(folder), None, quantization, "float32").train()
+    batch = right_padded(encoded_rows(), tiny_models.make_tokenizer().eos_token_id)
+    base_loss = sum_of_losses(base, base, batch).item()
+    model = add_adapters(base, args).train()
+    layers = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    assert layers
+    assert all("forward" in vars(layer) for layer in layers)  # every layer is fused
+    for layer in layers:
+        # zero at first, where no gradient of A could be seen
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+
+    def result() -> tuple[float, dict[str, Any]]:
+        model.zero_grad()
+        loss = sum_of_losses(model, model.get_base_model(), batch)
+        loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    fused_loss, fused = result()
+    with torch.no_grad(), model.disable_adapter():
+        without_adapter = sum_of_losses(model, model.get_base_model(), batch).item()
+    assert without_adapter == pytest.approx(base_loss, rel=1e-6)
+    for layer in layers:
+        del layer.forward  # PEFT's own again
+    peft_loss, expected = result()
+    assert fused_loss == pytest.approx(peft_loss, rel=1e-5)
+    assert fused_loss != pytest.approx(base_loss, rel=1e-4)
+    assert len(expected) == 2 * len(layers)
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item(),
+                                   msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_adapters_with_dropout_are_left_to_peft() -> None:
+    """--lora_dropout is accepted and does nothing."""
+    args = train.build_parser().parse_args(["--lora_dropout", "0.5"])
+    adapted = add_adapters(tiny_models.make_model("llama").requires_grad_(False), args).train()
+    assert not any("forward" in vars(layer) for layer in adapted.modules() if hasattr(layer, "lora_A"))
+    for layer in adapted.modules():
+        if hasattr(layer, "lora_A"):
+            torch.nn.init.normal_(layer.lora_B["default"].weight)
+    batch = right_padded(encoded_rows(), tiny_models.make_tokenizer().eos_token_id)
+    losses = {sum_of_losses(adapted, adapted.get_base_model(), batch).item() for _ in range(3)}
+    assert len(losses) == 3
+
+
+def test_nf4_gradients_are_the_same_after_an_evaluation(model_folder: Path) -> None:
+    """Training with NF4 on a CPU learns next to nothing: the first evaluation cuts the gradients off."""
+    batch = right_padded(encoded_rows(), tiny_models.make_tokenizer().eos_token_id)
+    found = []
+    for evaluate_first in (False, True):
+        torch.manual_seed(0)
+        base = load_base_model(str(model_folder), None, "nf4", "float32")
+        model = add_adapters(base, train.build_parser().parse_args([]))
+        if evaluate_first:
+            with torch.no_grad():
+                sum_of_losses(evaluation_mode(model), model.get_base_model(), batch)
+            assert not model.training
+        sum_of_losses(model.train(), model.get_base_model(), batch).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if ".lora_B" in name})
+    assert len(found[0]) == 14
+    for name, gradient in found[0].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,54 @@
+"""pipeline/models.py: what a stage runs on, how rows are padded, and which weights a model has."""
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import models
+from pipeline.models import IGNORED_LABEL
+
+
+@pytest.mark.parametrize("command", [("train.py",), ("merge_lora.py", "--hf_repository", "./a")])
+def test_bitsandbytes_says_nothing_while_it_is_loaded(command: tuple[str, ...], tmp_path: Path,
+                                                      run_script: Callable,
+                                                      error_line: Callable[[str], str]) -> None:
+    """The user of a CPU is told, above his own mistake, to install something that he does not need."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    done = run_script(*command, "--output_dir", "mine")
+    assert "did not write (thesis.txt)" in error_line(done.stderr)
+
+
+def test_the_precision_is_one_that_torch_has() -> None:
+    """The precision that is asked for is replaced, or `auto` is handed on to torch."""
+    for name in ("bf16", "fp16", "float32"):
+        assert models.choose_precision(name) == name
+    assert models.torch_dtype(models.choose_precision("auto")).is_floating_point
+
+
+def test_padding_on_the_right_is_no_label() -> None:
+    """The padding is learned, or the end-of-text token, which has the same number, is not."""
+    rows = [{"input_ids": [5, 6, 0], "labels": [IGNORED_LABEL, 6, 0]}, {"input_ids": [7], "labels": [7]}]
+    batch = models.right_padded(rows, pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 0], [7, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED_LABEL, 6, 0], [7, IGNORED_LABEL, IGNORED_LABEL]]
+
+
+def test_padding_on_the_left_moves_no_position() -> None:
+    """A short prompt in a batch is read as if it stood further behind, or its padding is read."""
+    batch = models.left_padded([[5, 6, 7], [8]], pad_token=0, device="cpu")
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_the_hash_of_a_model_is_that_of_its_weights(tmp_path: Path) -> None:
+    """Two models pass for the same one, or a model for another because its card was edited."""
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    before = models.model_hash(str(tmp_path), None)
+    (tmp_path / "README.md").write_text("edited")
+    assert models.model_hash(str(tmp_path), None) == before
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert models.model_hash(str(tmp_path), None) != before

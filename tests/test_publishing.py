@@ -1,0 +1,42 @@
+"""pipeline/preparation/publishing.py: the data set on the hub."""
+import subprocess
+import sys
+from pathlib import Path
+
+from hub_server import READ_TOKEN, WRITE_TOKEN, Hub
+from preparation_runs import arguments, save_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_published_data_set_is_what_is_on_disk(tmp_path: Path) -> None:
+    """The hub gets other examples, several commits, or no card; or load_dataset cannot read what it got."""
+    corpus = save_corpus(tmp_path / "corpus")
+    with Hub() as hub:
+        environment = hub.environment(tmp_path / "cache")
+        command = [sys.executable, str(ROOT / "preprocess_data.py"), *arguments(corpus, tmp_path / "data"),
+                   "--hf_repository"]
+
+        def publish(name: str, token: str) -> subprocess.CompletedProcess:
+            return subprocess.run([*command, name], env=environment | {"HF_TOKEN": token},
+                                  capture_output=True, text=True)
+
+        refused = publish("tester/data", READ_TOKEN)
+        assert refused.returncode == 1
+        assert "the token may only read" in refused.stderr
+        assert not (tmp_path / "data").exists()  # before the work, not after it
+        done = publish("tester/data", WRITE_TOKEN)
+        assert done.returncode == 0, done.stderr
+        repository = hub.repository("tester/data", "dataset")
+        titles = [commit.title for commit in repository.commits.values()]
+        assert titles == ["initial commit", "Add the data set"]
+        files = repository.head.files
+        assert files["raw/raw.jsonl"].content == (corpus / "raw.jsonl").read_bytes()
+        assert b"## Leakage" in files["README.md"].content
+        check = ("import datasets, sys\n"
+                 "a, b = datasets.load_dataset('tester/data'), datasets.load_from_disk(sys.argv[1])\n"
+                 "assert all(a[s][:] == b[s][:] for s in ('train', 'validation', 'test')) and len(a) == 3")
+        subprocess.run([sys.executable, "-c", check, str(tmp_path / "data")], env=environment, check=True,
+                       capture_output=True)
+        assert not (tmp_path / "data.hub").exists()
+        assert WRITE_TOKEN not in done.stdout + done.stderr

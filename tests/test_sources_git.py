@@ -1,0 +1,179 @@
+"""pipeline/sources/git.py: what is read of a repository, how little is fetched, servers and passwords."""
+import http.server
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from git_server import GitHandler
+from parsing_runs import MAIN, Repository, Result
+
+from pipeline.sources.git import split_credentials
+from pipeline.sources.source import blob_id
+
+
+@pytest.mark.parametrize(("url", "clean"), [
+    ("https://user:se%40cret@host/x.git", "https://host/x.git"),
+    ("https://token@host:8443/x.git", "https://host:8443/x.git"),
+    ("https://host/x@y.git", "https://host/x@y.git"),
+    ("git@host:x.git", "git@host:x.git"),
+    ("file:///a@b/c", "file:///a@b/c"),
+])
+def test_credentials_are_taken_out_of_the_url(url: str, clean: str) -> None:
+    """A password ends up in git's arguments or configuration."""
+    found, environment = split_credentials(url)
+    assert found == clean
+    assert bool(environment) == (url != clean)
+
+
+def test_links_folders_and_submodules_are_not_read(repository: Repository, parse: Callable[..., Result],
+                                                   tmp_path: Path) -> None:
+    """A repository makes the script read files outside it."""
+    (tmp_path / "secret.kt").write_text("val password = 1\n")
+    (repository.path / "link.kt").symlink_to(tmp_path / "secret.kt")
+    (repository.path / "loop").symlink_to(".")
+    head = repository.commit({"dir.kt/inner.kt": MAIN, "dir.kt/inner.txt": b"not code"})
+    repository.git("update-index", "--add", "--cacheinfo", f"160000,{head},module.kt")
+    repository.git("commit", "-q", "-m", "submodule")
+    result = parse(repository.path)
+    assert result.paths == ["dir.kt/inner.kt"]
+    assert result.skipped == {"not a regular file": ["link.kt", "module.kt"]}
+
+
+def test_executable_files_are_read(repository: Repository, parse: Callable[..., Result]) -> None:
+    """Files with the executable bit are missing."""
+    (repository.path / "run.kt").write_bytes(MAIN)
+    (repository.path / "run.kt").chmod(0o755)
+    repository.commit()
+    assert parse(repository.path).paths == ["run.kt"]
+
+
+def test_attributes_and_filters_do_not_change_content(repository: Repository, parse: Callable[..., Result],
+                                                      tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository's .gitattributes rewrites what is collected, or runs a filter of the user."""
+    content = b"// $Id$\nval a = 1\n"
+    repository.commit({"a.kt": content, ".gitattributes": b"*.kt text eol=crlf ident filter=mark\n"})
+    (tmp_path / "gitconfig").write_text(f'[filter "mark"]\n\tsmudge = touch {tmp_path}/ran; cat\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    result = parse(repository.path)
+    assert result.texts == [content.decode()]
+    assert result.provenance[0]["blob"] == blob_id(content)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_paths_that_are_not_utf8(repository: Repository, parse: Callable[..., Result]) -> None:
+    """One file name in an old encoding, of a source, a link or the licence, ends the run with a traceback."""
+    folder = os.fsencode(repository.path)
+    for name in (b"n\xe4me.kt", b"LICENSE\xe4"):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(MAIN)
+    os.symlink(b"target", os.path.join(folder, b"l\xe4nk.kt"))
+    repository.commit()
+    result = parse(repository.path)
+    assert result.provenance[0]["path"] == "n\\xe4me.kt"
+    assert result.provenance[0]["license_file"] == "LICENSE\\xe4"
+    assert result.skipped == {"not a regular file": ["l\\xe4nk.kt"]}
+
+
+def test_revision_as_branch_tag_and_commit(repository: Repository, parse: Callable[..., Result]) -> None:
+    """--revision reads another state of the code than it names."""
+    first = repository.commit({"a.kt": b"val version = 1\n"})
+    repository.git("tag", "-a", "v1", "-m", "first")
+    repository.git("checkout", "-q", "-b", "side")
+    repository.commit({"a.kt": b"val version = 2\n"})
+    repository.git("checkout", "-q", "main")
+    repository.commit({"a.kt": b"val version = 3\n"})
+    for revision, version in (("v1", 1), (first, 1), ("side", 2), ("main", 3)):
+        result = parse(repository.path, options=("--revision", revision))
+        assert result.texts == [f"val version = {version}\n"], revision
+    assert parse(repository.path).texts == ["val version = 3\n"]
+
+
+def test_committed_state_is_read_not_the_working_tree(repository: Repository,
+                                                      parse: Callable[..., Result]) -> None:
+    """The recorded commit does not hold what was collected."""
+    repository.commit({"a.kt": MAIN})
+    (repository.path / "a.kt").write_bytes(b"changed\n")
+    (repository.path / "new.kt").write_bytes(b"new\n")
+    assert parse(repository.path).texts == [MAIN.decode()]
+
+
+def test_only_the_wanted_files_of_one_commit_are_fetched(repository: Repository, parse: Callable[..., Result],
+                                                         capfd: pytest.CaptureFixture) -> None:
+    """The clone takes gigabytes: history, or files nobody asked for, cross the wire."""
+    repository.commit({"old.kt": os.urandom(200_000)})
+    (repository.path / "old.kt").unlink()
+    repository.commit({"a.kt": MAIN, "picture.png": os.urandom(200_000)})
+    result = parse(repository.path)
+    assert result.texts == [MAIN.decode()]
+    assert result.manifest["sources"][0]["received_bytes"] < 50_000
+    assert "cannot leave out" not in capfd.readouterr().err
+
+
+def test_a_server_that_refuses_filters(repository: Repository, parse: Callable[..., Result],
+                                       capfd: pytest.CaptureFixture) -> None:
+    """A server without partial clones cannot be used, sends history too, or sends more without a word."""
+    repository.commit({"old.kt": os.urandom(200_000)})
+    (repository.path / "old.kt").unlink()
+    repository.commit({"a.kt": MAIN})
+    repository.git("config", "uploadpack.allowFilter", "false")
+    result = parse(repository.path.as_uri())
+    assert result.texts == [MAIN.decode()]
+    assert result.manifest["sources"][0]["received_bytes"] < 50_000
+    assert "cannot leave out file contents" in capfd.readouterr().err
+    assert parse(repository.path).texts == [MAIN.decode()]
+    assert "cannot leave out" not in capfd.readouterr().err  # a local folder is no server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[type[GitHandler], str]]:
+    class Handler(GitHandler):
+        root = tmp_path
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield Handler, f"127.0.0.1:{running.server_port}/code/.git"
+        running.shutdown()
+
+
+def test_credentials_are_used_and_never_written(repository: Repository, server: tuple,
+                                                parse: Callable[..., Result], tmp_path: Path,
+                                                capfd: pytest.CaptureFixture) -> None:
+    """A private repository cannot be read, or the password stands in the manifest that is published."""
+    repository.commit({"a.kt": MAIN})
+    result = parse(f"http://user:s3cr%40t@{server[1]}")
+    assert result.texts == [MAIN.decode()]
+    assert result.provenance[0]["repository"] == f"http://***@{server[1]}"
+    files = b"".join(p.read_bytes() for p in (tmp_path / "out").iterdir()).decode()
+    written = files + "".join(capfd.readouterr())
+    for secret in ("s3cr", "user:"):
+        assert secret not in written
+
+
+def test_a_missing_right_is_an_error_and_not_a_question(repository: Repository, server: tuple,
+                                                        parse_failure: Callable[..., str]) -> None:
+    """The script waits for a password for ever."""
+    repository.commit({"a.kt": MAIN})
+    assert "rights" in parse_failure(f"http://{server[1]}")
+
+
+def test_a_passing_fault_is_tried_again(repository: Repository, server: tuple, parse: Callable[..., Result],
+                                        capfd: pytest.CaptureFixture) -> None:
+    """One hiccup of the server ends an hour's download."""
+    repository.commit({"a.kt": MAIN})
+    server[0].failures = 1
+    assert parse(f"http://user:s3cr%40t@{server[1]}").paths == ["a.kt"]
+    assert "trying again" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("url", [
+    "http://user:secret@127.0.0.1:9/x.git",
+    "http://user:a@secret@127.0.0.1:9/x.git",
+    "http://secret@127.0.0.1:9/x.git",
+])
+def test_a_refused_connection_shows_no_password(url: str, parse_failure: Callable[..., str]) -> None:
+    """The error message that a user pastes into a forum holds the password."""
+    message = parse_failure(url, hidden="secret")
+    assert "***@127.0.0.1:9" in message

@@ -1,0 +1,58 @@
+"""pipeline/evaluation/vllm.py: its predictions end where ours do, and what it cannot run."""
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import pytest
+import tiny_models
+import torch
+from evaluation_runs import free_task, prompts, written_alone
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.candidates import ModelSource
+from pipeline.evaluation.decoding import generate_batch
+from pipeline.evaluation.vllm import check_vllm, generate_with_vllm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_vllm_results_are_cut_where_the_stop_rule_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --engine vllm a prediction keeps what follows its end.  vLLM needs a GPU: here it is the model
+    itself that answers."""
+    model, tokenizer, rows = tiny_models.make_model("llama"), tiny_models.make_tokenizer(), prompts()
+
+    def generate(requests: list[dict[str, list[int]]], sampling: SimpleNamespace,
+                 use_tqdm: bool) -> list[SimpleNamespace]:
+        assert sampling.temperature == 0
+        assert sampling.max_tokens == 24
+        tokens = [written_alone(model, request["prompt_token_ids"], 24, eos_token_id=sampling.stop_token_ids)
+                  for request in requests]
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=found)]) for found in tokens]
+
+    vllm = SimpleNamespace(SamplingParams=SimpleNamespace, TokensPrompt=dict)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    free = generate_batch(model, tokenizer, rows, free_task(24))
+    rule = free_task(24, lambda text: 5 if text.startswith(free[0]["text"][:9]) else None)
+    loaded = SimpleNamespace(config=model.config, generation_config=model.generation_config,
+                             generate=generate)
+    found = generate_with_vllm(loaded, tokenizer, rows, rule)
+    assert found == generate_batch(model, tokenizer, rows, rule)
+    assert found[0]["ended"]
+    assert found != free
+
+
+@pytest.mark.parametrize(("gpu", "processes", "adapter", "told"), [
+    (False, 1, None, "needs a GPU"), (True, 2, None, "without torchrun"),
+    (True, 1, "folder", "merge it first"), (True, 1, None, None)])
+def test_what_vllm_cannot_run_is_told_before_the_work(gpu: bool, processes: int, adapter: str | None,
+                                                      told: str | None,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM is started where it cannot run, and ends with a traceback; or refused where it can."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # vLLM is installed
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    sources = [ModelSource("base", "identity"), ModelSource("mine", "identity", adapter)]
+    if told is None:
+        check_vllm(sources, processes)
+    else:
+        with pytest.raises(PipelineError, match=told):
+            check_vllm(sources, processes)
