@@ -3,7 +3,7 @@
 Reads   --hf_repository            the fine-tuned model: a folder or hub name, a merged model or an adapter
         --base_model               the model that it was made from
         data/test_codexglue.jsonl  {"signature", "docstring", "body", "id"}; fetched where it is missing
-        --dataset                  its test split: {"prompt", "completion"}
+        --dataset                  its test split: {"prompt", "completion"}; its files, where it has them
 Writes  results/predictions/       what each model wrote for each example, as JSONL; used by the next run
         results/metrics.json       every score with its interval and its settings
         results/table.md, chart.png
@@ -12,13 +12,19 @@ Writes  results/predictions/       what each model wrote for each example, as JS
 
 Both models get the same prompts, precision, budget, batch size and stop rules, and decode greedily.  Only
 new tokens are the prediction.  A Python prompt is the signature and then the docstring, well formed;
-generation stops where the method ends, by its indentation.  A Kotlin prediction stops at the end-of-text
-token or after --max_new_tokens.  References and predictions pass the same normalization.  Scores: edit
-similarity (rapidfuzz's normalized indel ratio, rounded an example, as CodeXGLUE's evaluator computes it with
-the Levenshtein package), BLEU (bleu.py) and how often the first line is exact, 0 to 100; and the mean loss a
-token of the reference behind its prompt, in nats, less being better.  Intervals are 95 % percentile
-bootstraps (Efron 1979); differences are paired and tested by approximate randomization (Noreen 1989);
-examples of one file are resampled together.
+generation stops where the method ends, by its indentation.  Kotlin is asked once for each --context_tokens,
+on the same examples: 0 behind the pair's own chunk, else behind the last whole lines of the file before the
+cut that have so many tokens at most.  A Kotlin prediction stops at the end-of-text token or after
+--max_new_tokens.  Each model reads and writes with its own tokenizer, an adapter with its base's.
+
+References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
+of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized
+indel ratio, rounded an example, as CodeXGLUE's evaluator computes it with the Levenshtein package), BLEU
+(bleu.py) and chrF (sacreBLEU's).  Then the mean loss a token of the reference behind its prompt, in nats,
+less being better; where the tokenizers differ, the loss a byte, as nothing else that counts tokens can be
+compared.  And how many predictions ended by themselves, to be read beside how many references end there.
+Intervals are 95 % percentile bootstraps (Efron 1979); differences are paired and tested by approximate
+randomization (Noreen 1989); examples of one file are resampled together.
 
 Memory: one model at a time and the cache of one batch; a batch that does not fit is halved.  Time: linear in
 examples times new tokens; a row that has ended costs nothing more.  A run that was killed goes on with the
@@ -48,19 +54,15 @@ def benchmark(args: argparse.Namespace) -> None:
     # What is heavy waits until the arguments are known to be good.
     from pipeline import models
     from pipeline.evaluation import candidates, published_scores, reporting
-    from pipeline.evaluation.codexglue import codexglue_task
     from pipeline.evaluation.comparison import evaluate, score_set
     from pipeline.evaluation.processes import join_processes
-    from pipeline.evaluation.tasks import kotlin_task
+    from pipeline.evaluation.sets import make_tasks
     from pipeline.evaluation.vllm import check_vllm
     from pipeline.hub import find_manifest
-    from pipeline.tokenizers import load_tokenizer
 
     if args.update_card:
         published_scores.check_card_target(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    tasks = [codexglue_task(args.codexglue_file, args.sample, args.seed),
-             kotlin_task(args.dataset, args.sample, args.seed, args.max_new_tokens)]
     sources = [candidates.identify_model(args.base_model, None),
                candidates.identify_model(args.hf_repository, args.revision)]
     if sources[0].adapter:
@@ -76,16 +78,17 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.engine == "vllm":
         check_vllm(sources, processes.number)
     precision, device = models.choose_precision(args.precision), models.device_name()
+    tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
+    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes)
     if processes.rank == 0:
         sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
                          f"at most {task.max_new_tokens} new tokens" for task in tasks)
         print(f"device: {device}, {precision}; {sets}", file=sys.stderr)
-    tokenizer = load_tokenizer(args.base_model)
     # the first process holds the output for all
     with output_lock(args.output_dir / "metrics.json") if processes.rank == 0 else contextlib.nullcontext():
         if processes.rank == 0:
             sweep(args.output_dir)
-        predictions, losses = evaluate(sources, tasks, args, precision, device, tokenizer, processes)
+        predictions, ended, losses = evaluate(sources, tasks, args, precision, device, tokenizers, processes)
         if processes.rank:
             return
         metrics = {"base_model": args.base_model, "base_identity": sources[0].identity,
@@ -95,8 +98,9 @@ def benchmark(args: argparse.Namespace) -> None:
         changes = {}  # of each example's edit similarity, by set
         for task in tasks:
             metrics["sets"][task.name], changes[task.name] = score_set(
-                task, [predictions[which, task.name] for which in (0, 1)],
-                [losses[which, task.name] for which in (0, 1)], tokenizer, args, precision)
+                task, *([found[which, task.name] for which in (0, 1)] for found in (predictions, ended,
+                                                                                    losses)),
+                tokenizers, args, precision)
         reporting.report(metrics, args.output_dir)
         reporting.write_report(metrics, tasks, predictions, changes, args.output_dir, args.seed)
         outputs = {name: sha256_file(args.output_dir / name) for name in OUTPUTS}
@@ -130,8 +134,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder or hub data set with a test split (default: %(default)s)")
     add("--codexglue_file", type=Path, default=Path("data/test_codexglue.jsonl"),
         help="the Python set; fetched from the hub if it is missing (default: %(default)s)")
-    add("--sample", type=non_negative_int, default=500,
-        help="examples drawn from each set; 0: all (default: %(default)s)")
+    add("--tokenizer", help="tokenizer of --hf_repository, where that has none of its own (default: its own)")
+    add("--context_tokens", type=non_negative_int, nargs="+", default=[0, 512],
+        help="the Kotlin set is asked once behind so many tokens of the file for each number given, on the "
+             "same examples; 0: behind one chunk (default: 0 512)")
+    add("--sample", type=non_negative_int,
+        help="examples drawn from each set; 0: all (default: 500, or 200 on a CPU that would need more than "
+             "half an hour for 500)")
     add("--batch_size", type=positive_int, default=128,
         help="prompts decoded together, at most; fewer where they are long, and half as many where the "
              "memory ends (default: %(default)s)")

@@ -1,8 +1,10 @@
 """Stage 2 of 5: clean the source files and cut them into (prompt, completion) examples.
 
-Reads   data/kotlin_code_raw.jsonl         {"file_text": str}
-Writes  data/kotlin_prepared_dataset/      train, validation, test: {"prompt": str, "completion": str,
-                                           "source_line": int}; report.md and report.png, manifest.json
+Reads   data/kotlin_code_raw.jsonl             {"file_text": str}, and the provenance beside it
+Writes  data/kotlin_prepared_dataset/          train, validation, test: {"prompt": str, "completion": str,
+                                               "source_line": int, "start": int}; report.md and report.png
+        data/kotlin_prepared_dataset/files/    the same splits as whole cleaned files: {"text": str,
+                                               "source_line": int, "repository", "path", "license_file"}
 
 A file loses its copyright comment, is dropped where it is too short, generated, or a near-duplicate of
 another, and is cut into chunks of at most --chunk_tokens tokens, each at the best place near its end.  An
@@ -34,8 +36,8 @@ from pipeline.files import (
     output_lock,
     sha256_file,
 )
+from pipeline.large_values import MAX_DIGIT_RUN, MAX_UNBROKEN_RUN
 from pipeline.manifests import check_manifest, write_manifest
-from pipeline.preparation.cleaning import MAX_DIGIT_RUN, MAX_UNBROKEN_RUN
 from pipeline.stage import duration, fraction, non_negative_int, positive_int, run_stage
 
 
@@ -57,7 +59,7 @@ def preprocess(args: argparse.Namespace) -> None:
             # These stand on datasets and matplotlib: a second, in which the worker processes start.
             from pipeline.preparation.publishing import publish
             from pipeline.preparation.reporting import draw_report, report_text
-            from pipeline.preparation.writing import write_examples
+            from pipeline.preparation.writing import write_data_set
 
             with open(scratch / "spool", "wb") as spool:
                 digests, signatures = clean_corpus(args, pool, spool, counts)
@@ -68,17 +70,19 @@ def preprocess(args: argparse.Namespace) -> None:
             splits, dropped = assign_splits(digests, signatures, args)
             counts.update({f"dropped, {reason}": number for reason, number in dropped.items()})
             ways = {"by file, duplicates kept": split_by_file(digests, args), "this data set": splits}
-            leaking = pool.submit(leakage_in_spool, scratch / "spool", ways, args.keep_large_values)
+            leaking = pool.submit(leakage_in_spool, scratch / "spool", ways, args.keep_large_values,
+                                  args.keep_trivial)
             statistics = Statistics(args.chunk_tokens)
-            data = write_examples(read_spool(scratch / "spool", len(digests)), splits, args, scratch, counts,
-                                  statistics)
+            data, files = write_data_set(read_spool(scratch / "spool", len(digests)), splits, args, scratch,
+                                         counts, statistics)
             drawing = pool.submit(draw_report, counts, statistics, folder / "report.png")
             data.save_to_disk(str(folder))
+            files.save_to_disk(str(folder / "files"))
             leakage = leaking.result()
             drawing.result()
         (folder / "report.md").write_text(report_text(counts, statistics, leakage, data, args.seed),
                                           encoding="utf-8")
-        del data
+        del data, files
         shutil.rmtree(scratch)
         outputs = hash_files(folder)
         # Without state.json, which differs in every run.
@@ -148,6 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--keep_copyright", action="store_true", help="leave copyright comments in place")
     add("--keep_short", action="store_true", help="keep files with fewer than two lines")
     add("--keep_generated", action="store_true", help="keep files that say that a machine generated them")
+    add("--keep_trivial", action="store_true",
+        help="keep test examples whose completion holds nothing but imports, package lines and brackets")
     add("--keep_large_values", action="store_true",
         help=f"keep examples with {MAX_DIGIT_RUN} digits or {MAX_UNBROKEN_RUN} characters without white "
              "space in a row")

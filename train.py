@@ -1,21 +1,23 @@
 """Stage 3 of 5: fine-tune a causal language model on (prompt, completion) examples with QLoRA.
 
-Reads   data/kotlin_prepared_dataset/   train and validation: {"prompt": str, "completion": str}
+Reads   data/kotlin_prepared_dataset/   files: {"text": str}; pairs: {"prompt": str, "completion": str}
         --replay_dataset                optional JSONL of the same fields: code that the model must not forget
 Writes  models/adapter/                 the LoRA adapter and its tokenizer, report.md, training_curve.jsonl
                                         and .png, manifest.json
         models/adapter.checkpoints/     while it runs; removed when it has ended
 
 The base model is quantized to 4 bits (NF4) and frozen; LoRA adapters on all of its linear layers are trained
-in float32 under bf16 autocast.  The loss is taken on the completion and the end-of-text token behind it,
-never on the prompt.  Prompt and completion are tokenized apart and joined, so that training sees what
-inference will see.  One optimizer step holds --examples_per_step examples, whatever the device; they pass
-through the model in batches of at most --tokens_per_batch tokens, padded to their own longest row.  What is
-saved is the adapter of the validation with the lowest loss.
+in float32 under bf16 autocast.  What is learned from are whole files, in sequences of --sequence_tokens:
+every token is a label once, and the end of text only where a file ends.  A data set without files, or
+--train_on pairs, gives pairs of prompt and completion, whose labels are the completion's.  Validation is on
+pairs of held-out files, behind --sequence_tokens of their file and behind one chunk of it; what is saved is
+the adapter of the validation with the lowest loss behind the longer context.  One optimizer step holds
+--examples_per_step sequences or pairs, whatever the device; they pass through the model in batches of at most
+--tokens_per_batch tokens, padded to their own longest row.
 
 Memory: the model, activations in proportion to --tokens_per_batch (auto: as many as half of the free memory
-takes), and 4 bytes a token of the sampled examples (100,000 examples of 200 tokens: 80 MB).  Time: linear in
-the tokens.
+takes), and 4 bytes a token of the sampled examples (100,000 sequences of 512: 200 MB).  Time: linear in the
+tokens.
 
 Run:    python train.py
         torchrun --nproc_per_node 4 train.py      # on four GPUs: the same steps, each shared out
@@ -50,7 +52,7 @@ def train(args: argparse.Namespace) -> None:
     from pipeline.tokenizers import load_tokenizer
     from pipeline.training import checkpoints, curve, planning, reporting
     from pipeline.training.callback import RunCallback
-    from pipeline.training.examples import encode_splits
+    from pipeline.training.data import encode_splits
     from pipeline.training.lora import add_adapters, load_base_model, local_rank
     from pipeline.training.trainer import make_trainer, training_arguments
 
@@ -58,7 +60,8 @@ def train(args: argparse.Namespace) -> None:
     if args.hf_repository:
         check_hub_write(args.hf_repository)
     tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
-    data = encode_splits(args, tokenizer, DEFAULT_REPLAY_FRACTION)
+    context = models.context_length(args.model_name_or_path, args.model_revision)
+    data = encode_splits(args, tokenizer, DEFAULT_REPLAY_FRACTION, context)
     dataset_manifest = find_manifest(args.dataset, "dataset")
 
     models.quiet_libraries()
@@ -146,10 +149,19 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--overwrite", action="store_true",
                        help="start anew although an interrupted run could be resumed")
     learn = parser.add_argument_group("what is learned")
+    learn.add_argument("--train_on", choices=("files", "pairs"),
+                       help="whole files, every token a label, or pairs of prompt and completion, the "
+                            "completion alone (default: files, where the data set has them)")
+    learn.add_argument("--sequence_tokens", type=positive_int, default=512,
+                       help="files are cut into sequences of at most so many tokens, each but a file's first "
+                            "with some of the one before it as context (default: %(default)s)")
+    learn.add_argument("--end_of_text", choices=("file_ends", "always"), default="file_ends",
+                       help="where the end-of-text token is learned: where a file ends, or, of pairs, behind "
+                            "every completion (default: %(default)s)")
     learn.add_argument("--max_train_samples", type=non_negative_int, default=100_000,
-                       help="examples drawn from the train split; 0: all (default: %(default)s)")
+                       help="sequences or pairs drawn from the train split; 0: all (default: %(default)s)")
     learn.add_argument("--max_validation_samples", type=non_negative_int, default=500,
-                       help="examples drawn from the validation split; 0: all (default: %(default)s)")
+                       help="pairs drawn from the validation split; 0: all (default: %(default)s)")
     learn.add_argument("--quantization", choices=("nf4", "none"), default="nf4",
                        help="of the base model (default: %(default)s)")
     learn.add_argument("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
@@ -185,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
                        help="end after so many validations without a lower loss; 0: never (default: "
                             "%(default)s)")
     learn.add_argument("--max_length", type=positive_int, default=1024,
-                       help="longest example, in tokens; longer ones lose the start of the prompt (default: "
+                       help="longest pair, in tokens; longer ones lose the start of the prompt (default: "
                             "%(default)s)")
     learn.add_argument("--seed", type=int, default=0,
                        help="of the sample, the order and the adapters (default: %(default)s)")

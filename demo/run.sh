@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=demo/output
-train_samples=480 sample=60 eval_steps=30
+train_samples=0 sample=60 eval_steps=10
 if [ "${1:-}" = --quick ]; then
-  out=demo/output/quick train_samples=32 sample=3 eval_steps=2
+  out=demo/output/quick train_samples=8 sample=3 eval_steps=1
 fi
 
 show() { printf '\n$ python' >&2; printf ' %q' "$@" >&2; printf '\n' >&2; "$python" "$@"; }
@@ -27,7 +27,8 @@ show parse_data.py --repo_url "$out/tideline" --clone_path "$out/clone" --output
 show preprocess_data.py --input_file "$out/raw.jsonl" --output_dir "$out/dataset" --model_name_or_path "$model" \
   --chunk_tokens 64 --test_fraction 0.2 --validation_fraction 0.1
 show train.py --model_name_or_path "$model" --dataset "$out/dataset" --output_dir "$out/adapter" --overwrite \
-  --quantization none --max_train_samples "$train_samples" --examples_per_step 8 --eval_steps "$eval_steps"
+  --quantization none --max_train_samples "$train_samples" --num_train_epochs 2 --examples_per_step 8 \
+  --eval_steps "$eval_steps" --max_validation_samples 40
 show merge_lora.py --hf_repository "$out/adapter" --output_dir "$out/merged"
 show benchmarking.py --hf_repository "$out/merged" --base_model "$model" --dataset "$out/dataset" \
   --codexglue_file "$out/python_methods.jsonl" --sample "$sample" --output_dir "$out/results"

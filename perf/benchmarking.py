@@ -161,6 +161,8 @@ def main() -> None:
         help="of each set, for the comparison of texts (default: %(default)s)")
     add("--sets", nargs="+", choices=("python", "kotlin"), default=["python", "kotlin"],
         help="(default: both)")
+    add("--context_tokens", type=int, default=0,
+        help="of the Kotlin set, as benchmarking.py has it (default: one chunk)")
     add("--runs", type=int, default=3)
     args = parser.parse_args()
     if not Path(args.dataset).is_dir():
@@ -171,9 +173,10 @@ def main() -> None:
     quiet_libraries()
     if not args.codexglue_file.is_file():
         run([sys.executable, ROOT / "demo" / "make_python_benchmark.py", args.codexglue_file])
-    tasks = [codexglue_task(args.codexglue_file, args.examples, 0) if name == "python"
-             else kotlin_task(args.dataset, args.examples, 0, 0) for name in args.sets]
     tokenizer, precision = load_tokenizer(args.model_name_or_path), choose_precision("auto")
+    tasks = [codexglue_task(args.codexglue_file, args.examples, 0) if name == "python"
+             else kotlin_task(args.dataset, args.examples, 0, 0, args.context_tokens, tokenizer)
+             for name in args.sets]
     print(f"{machine()}, {torch.get_num_threads()} threads, {precision}, medians of {args.runs}", flush=True)
     for kind, compared in ((precision, compare), ("float32", same_texts)):
         model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=torch_dtype(kind)).eval()

@@ -1,6 +1,6 @@
 """Stage 3 beside what people would use instead: labelled examples a second, same model and adapters.
 
-    stage:     train.py, as a user runs it
+    stage:     train.py on the pairs that the others get (--train_on pairs --end_of_text always)
     reference: the recipe that many tutorials have: Trainer, rows padded to 512 tokens, labels everywhere,
                batches of 4
     trl:       TRL's SFTTrainer on the same pairs of prompt and completion, loss on the completion; packed or
@@ -87,7 +87,8 @@ def training_step(self, *args, **kwargs):
 CompletionTrainer.training_step = training_step
 train.main(["--model_name_or_path", model_name, "--dataset", dataset, "--max_train_samples", examples,
             "--max_validation_samples", "1", "--eval_steps", "100000", "--output_dir", out + "/adapter",
-            "--quantization", "none", "--precision", precision, *sys.argv[7:]])
+            "--quantization", "none", "--precision", precision, "--train_on", "pairs", "--end_of_text",
+            "always", *sys.argv[7:]])
 summary = json.load(open(out + "/adapter/manifest.json"))["summary"]
 print(json.dumps({"examples_per_second": 16 * (len(seconds) - 1) / (seconds[-1] - seconds[0]),
                   "preparation_seconds": seconds[0] - begun, **summary,

@@ -11,6 +11,7 @@ import transformers
 
 from pipeline.files import combined_hash, sha256_file
 from pipeline.hub import hub_errors, hub_files
+from pipeline.tokenizers import check_local_model, model_errors
 
 IGNORED_LABEL = -100  # torch's and transformers' mark of a position without a label
 
@@ -58,6 +59,15 @@ def available_memory() -> int:
 def torch_dtype(precision: str) -> Any:
     """Return the torch dtype of bf16, fp16 or float32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
+
+
+def context_length(name: str, revision: str | None) -> int | None:
+    """Return the tokens that a model has positions for, by its configuration; None where that names no
+    bound."""
+    check_local_model(name)
+    with model_errors(name):
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def model_hash(name: str, revision: str | None) -> str:

@@ -1,5 +1,7 @@
 """Tokenizers: loading one, and a prompt's tokens as training and inference both see them."""
 import contextlib
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         if not Path(name).is_dir():
             hub_files(name, revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of no files at all
+        raise PipelineError(f"model {name}: holds no tokenizer; save one beside it, or name another model's "
+                            "(benchmarking.py --tokenizer)")
     if tokenizer.eos_token_id is None:
         raise PipelineError(f"model {name}: its tokenizer has no end-of-text token; use another model")
     templates = tokenizer.chat_template
@@ -37,6 +42,18 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
             raise PipelineError(f"model {name}: its chat template {label!r} reaches out of where it belongs; "
                                 "do not use this model")
     return tokenizer
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """Return the SHA-256 of what a tokenizer does with any text: vocabulary, rules and end token."""
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        for state in ("truncation", "padding"):  # of a call, not of the tokenizer
+            rules.pop(state, None)
+    else:
+        rules = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+    text = json.dumps([rules, tokenizer.eos_token_id], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode_prompts(tokenizer: Any, prompts: list[str]) -> list[list[int]]:

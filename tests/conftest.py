@@ -183,6 +183,13 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def files_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny data set with its whole files: 12 to train on, 4 to validate on."""
+    return tiny_models.save_dataset(tmp_path_factory.mktemp("data") / "with_files", train=36, validation=12,
+                                    files=True, pairs_per_file=3)
+
+
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory, model_folder: Path,
             adapter_folder: Path) -> SimpleNamespace:
     """What a benchmark reads: `base`, `adapter`, `merged` (with card and manifest), `data` and `codexglue`.

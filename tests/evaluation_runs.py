@@ -1,6 +1,7 @@
 """Runs of benchmarking.py, and tasks, prompts and scores by hand: what the tests of stage 5 share."""
 import json
 import random
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 import benchmarking
 from pipeline.evaluation.rows import unsealed_row
-from pipeline.evaluation.tasks import Example, Task, fold_white_space
+from pipeline.evaluation.tasks import Example, Task, first_line, fold_white_space
 from pipeline.tokenizers import encode_prompts
 
 WORDS = [" ".join(random.Random(i).choices("abcdef", k=3 + i % 9)) for i in range(60)]
@@ -27,6 +28,28 @@ def run_stage(folders: SimpleNamespace, output: Path, *more: object) -> dict[str
     """Run the benchmark and return its metrics."""
     benchmarking.main(arguments(folders, output, "--batch_size", 3, *more))
     return json.loads((output / "metrics.json").read_text())
+
+
+def with_files(folders: SimpleNamespace, folder: Path, test: int = 6) -> SimpleNamespace:
+    """Return the folders with another data set, saved to `folder`: with whole files, of three pairs each."""
+    data = tiny_models.save_dataset(folder, test=test, chunk_tokens=12, files=True, pairs_per_file=3)
+    return SimpleNamespace(**vars(folders) | {"data": data})
+
+
+@cache
+def make_other_tokenizer() -> Any:
+    """Return a tokenizer with a smaller vocabulary than that of the tiny models: its texts have more
+    tokens."""
+    tokenizer = tiny_models.make_tokenizer()
+    texts = [prompt for prompt, _ in tiny_models.examples(60, seed=98)]
+    return tokenizer.train_new_from_iterator(texts, vocab_size=290, show_progress=False)
+
+
+def save_other_model(folder: Path) -> Path:
+    """Save a tiny model that has a tokenizer of its own, and return its folder."""
+    tiny_models.save_model(folder, "llama", seed=5)
+    make_other_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def prediction_files(output: Path) -> list[Path]:
@@ -62,7 +85,7 @@ def written_alone(model: Any, prompt: list[int], budget: int, **settings: Any) -
 def task_of(references: list[str], groups: list[int] | None = None,
             prompts: list[str] | None = None) -> Task:
     """Return the Kotlin task of these references; without `groups`, each comes from a file of its own."""
-    examples = [Example(str(i), prompts[i] if prompts else "", reference, reference,
-                        groups[i] if groups else i, reference)
+    examples = [Example(str(i), prompts[i] if prompts else "", fold_white_space(reference),
+                        first_line(reference, fold_white_space), groups[i] if groups else i, reference)
                 for i, reference in enumerate(references)]
     return Task("Kotlin", examples, 10, fold_white_space, lambda text: None, dataset="data")

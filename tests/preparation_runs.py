@@ -35,7 +35,7 @@ class InlinePool:
 
 
 class Prepared:
-    """What a run wrote."""
+    """What a run wrote; of the `rows` of a split, where they begin in their files is in `starts`."""
 
     def __init__(self, folder: Path):
         import datasets
@@ -44,6 +44,9 @@ class Prepared:
         self.features = {split: data[split].features for split in data}
         self.rows = {split: [(row["prompt"], row["completion"], row["source_line"]) for row in data[split]]
                      for split in data}
+        self.starts = {split: data[split]["start"][:] for split in data}
+        files = datasets.load_from_disk(str(folder / "files"))
+        self.files = {split: list(files[split]) for split in files}
         self.examples = {split: [row[:2] for row in rows] for split, rows in self.rows.items()}
         self.lines = {split: {row[2] for row in rows} for split, rows in self.rows.items()}
         self.manifest = json.loads((folder / "manifest.json").read_bytes())

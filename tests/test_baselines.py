@@ -21,9 +21,15 @@ def test_trivial_predictions() -> None:
     train = train_split([("nothing of the kind", "no"), ("val total = sum(prices)\nprintln(total)", "yes"),
                          ("a b", "some")])
     found = trivial_predictions(task, train, 0)
-    assert found == {"nothing": ["", "", ""], "the prompt's last 2 lines": ["b\nc", "one", prompts[2]],
+    assert found == {"nothing": ["", "", ""], "the line before": ["c", "one", "println(total)"],
+                     "the prompt's last 2 lines": ["b\nc", "one", prompts[2]],
                      "most similar training completion": ["some", "no", "yes"]}
-    assert set(trivial_predictions(task, None, 0)) == {"nothing", "the prompt's last 2 lines"}
+    assert set(trivial_predictions(task, None, 0)) == set(found) - {"most similar training completion"}
+    # behind a longer context, the pair's own chunk is what training prompts are like
+    for example, chunk in zip(task.examples, ["a b", "a b", "val total"], strict=True):
+        example.chunk = chunk
+    again = trivial_predictions(task, train, 0)
+    assert again == found | {"most similar training completion": ["some", "some", "yes"]}
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from evaluation_runs import arguments, predictions, run_stage
+from evaluation_runs import arguments, predictions, run_stage, with_files
 
 import benchmarking
 from pipeline.datasets import load_examples
-from pipeline.evaluation.scores import LOSS, Scores
+from pipeline.evaluation.scores import LOSS, SHOWN, Scores
 from pipeline.markdown import fenced
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def test_results_of_a_run(folders: SimpleNamespace, tmp_path: Path, capsys: pyte
             assert 0 < cell["p"] <= 1
     assert "budget:12" in metrics["sets"]["Kotlin"]["signature"]  # the data set's chunk_tokens
     assert (tmp_path / "results" / "chart.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "results" / "table.md").read_text().count("\n| ") == 9
+    assert (tmp_path / "results" / "table.md").read_text().count("\n| ") == 1 + 2 * len(SHOWN)
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
     assert set(manifest["outputs"]) == {"metrics.json", "table.md", "report.md", "chart.png", "change.png"}
     found = predictions(tmp_path / "results")
@@ -69,7 +69,7 @@ def test_everything_is_reported(folders: SimpleNamespace, tmp_path: Path,
         assert entry["perplexity"]["base"] == pytest.approx(math.exp(entry["scores"][LOSS]["base"]), rel=1e-3)
         assert entry["reference_length"] > 1
         assert sum(entry["change"][key] for key in ("better", "equal", "worse")) == 6
-        assert len(entry["baselines"]) == (3 if name == "Kotlin" else 2)
+        assert len(entry["baselines"]) == (4 if name == "Kotlin" else 3)
         assert report.count(f"\n### {name} ") == 6
         assert all(f"| {name}, n=6 | {score} |" in report for score in Scores.NAMES)
         assert f"perplexity of the reference: base {entry['perplexity']['base']:.2f} [" in report
@@ -77,6 +77,56 @@ def test_everything_is_reported(folders: SimpleNamespace, tmp_path: Path,
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("chart.png", "change.png"))
     for text in (row["prompt"] for row in load_examples(str(folders.data), ("test",))["test"]):
         assert fenced(text) in report
+
+
+def test_kotlin_is_asked_once_for_each_context(folders: SimpleNamespace, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture) -> None:
+    """A length of context is not asked, on other examples, without a score or an example shown, or its
+    predictions are taken for those of another length."""
+    own = with_files(folders, tmp_path / "data")
+    metrics = run_stage(own, tmp_path / "results", "--context_tokens", 0, 40, 20, "--sample", 4,
+                        "--baselines")
+    names = ["CodeXGLUE (Python)", "Kotlin", "Kotlin, 40 tokens of context", "Kotlin, 20 tokens of context"]
+    printed, report = capsys.readouterr(), (tmp_path / "results" / "report.md").read_text()
+    assert list(metrics["sets"]) == names
+    assert "at most 12 new tokens; Kotlin, 40 tokens of context: 4 examples" in printed.err
+    assert [line for line in printed.out.splitlines() if line.endswith(", n=4")] == [
+        f"{name}, n=4" for name in [*names, *names]]
+    for name in names:
+        entry = metrics["sets"][name]
+        assert set(entry["scores"]) == set(Scores.NAMES)
+        assert report.count(f"\n### {name} ") == 4
+        assert entry["signature"].count("|prompt:40 tokens of the file|") == ("40" in name)
+        assert len(entry["baselines"]) == (4 if "Kotlin" in name else 3)
+    ended = [metrics["sets"][name]["reference_ended"] for name in names]
+    assert ended[0] == 100
+    assert ended[1] == ended[2] == ended[3]
+    found = predictions(tmp_path / "results")
+    sets = ("codexglue", "kotlin", "kotlin-40", "kotlin-20")
+    assert sorted(file.split(".")[1] for file in found) == sorted([*sets, *sets])
+    kotlin = [rows[0]["header"] for file, rows in found.items() if ".kotlin" in file]
+    assert len({tuple(header["examples"]) for header in kotlin}) == 1
+    assert len({tuple(row["reference"] for row in sorted(rows[1:], key=lambda row: row["id"]))
+                for file, rows in found.items() if ".kotlin" in file}) == 1
+    written = {tuple(row["prediction"] for row in sorted(rows[1:], key=lambda row: row["id"]))
+               for file, rows in found.items() if ".kotlin" in file}
+    assert len(written) == 6  # something else behind each context
+
+
+@pytest.mark.parametrize("asked", [(0, 20), (20,)])
+def test_without_whole_files_one_chunk_is_asked(asked: tuple[int, ...], folders: SimpleNamespace,
+                                                tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A data set of before cannot be scored, or is scored on nothing; or the user is not told what was left
+    out."""
+    metrics = run_stage(folders, tmp_path, "--context_tokens", *asked)
+    captured = capsys.readouterr()
+    assert list(metrics["sets"]) == ["CodeXGLUE (Python)", "Kotlin"]
+    assert captured.err.count(f"note: --dataset {folders.data}: holds no whole files; asked behind one chunk "
+                              "alone, not behind 20 tokens") == 1
+    assert metrics["sets"]["Kotlin"]["examples"] == 6
+    # nobody knows where these files end
+    assert "reference_ended" not in metrics["sets"]["Kotlin"]
+    assert captured.out.count("of the references end there") == 1
 
 
 @pytest.mark.parametrize(("change", "named"), [

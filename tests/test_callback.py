@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tqdm import tqdm
 from training_runs import command, summary_of, with_validation_losses
 
 import train
@@ -18,7 +19,10 @@ def test_callback_ends_a_diverged_run() -> None:
     callback = RunCallback(None, {}, 0)
     state = SimpleNamespace(global_step=3, max_steps=9)
     callback.on_log(None, state, None, {"loss": 1.0})
-    for logs in ({"loss": float("nan")}, {"loss": float("inf")}, {"eval_loss": float("nan")}):
+    good = {"eval_loss": 1.0, "eval_one_chunk_loss": 1.0, "eval_replay_loss": 1.0}
+    callback.on_log(None, state, None, good)
+    diverged = [good | {name: float("nan")} for name in good]
+    for logs in ({"loss": float("nan")}, {"loss": float("inf")}, *diverged):
         with pytest.raises(PipelineError, match="diverged"):
             callback.on_log(None, state, None, logs)
 
@@ -32,6 +36,21 @@ def test_early_stopping(model_folder: Path, dataset_folder: Path, tmp_path: Path
     summary = summary_of(tmp_path / "adapter")
     assert (summary["steps"], summary["best_step"]) == (3, 1)
     assert "ending early" in capsys.readouterr().err
+
+
+def test_what_is_shown_while_a_run_trains(capsys: pytest.CaptureFixture) -> None:
+    """A loss is shown under the name of another, or a run without files or replay ends in a traceback."""
+    callback = RunCallback(None, {}, 0)
+    callback.bar = tqdm(disable=True)
+    state = SimpleNamespace(global_step=3, max_steps=9)
+    for logs in ({"loss": 4.0}, {"eval_loss": 1.5}, {"eval_loss": 1.25, "eval_one_chunk_loss": 2.0},
+                 {"eval_loss": 1.0, "eval_one_chunk_loss": 1.75, "eval_replay_loss": 3.0}, None):
+        callback.on_log(None, state, None, logs)
+    assert capsys.readouterr().err.splitlines() == [
+        "step 3/9: validation loss 1.5000", "step 3/9: validation loss 1.2500, behind one chunk 2.0000",
+        "step 3/9: validation loss 1.0000, behind one chunk 1.7500, replay 3.0000"]
+    assert callback.shown == {"loss": "4.000", "validation loss": "1.000", "behind one chunk": "1.750",
+                              "replay": "3.000"}
 
 
 def test_signals_work_again_after_training() -> None:

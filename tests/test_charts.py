@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.evaluation.charts import draw_changes, draw_chart
-from pipeline.evaluation.scores import SHOWN
+from pipeline.evaluation.charts import CHARTED, draw_changes, draw_chart
+from pipeline.evaluation.scores import LOSS, LOSS_BYTE
 
 
 @pytest.fixture
@@ -28,14 +28,22 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 def test_every_score_of_every_set_is_drawn(value: float, interval: list[float], drawn: list[Figure]) -> None:
     """A set or a score is missing; or zeros, or an interval beside its rounded value, end the benchmark."""
     cell = {"base": value, "base_interval": interval, "fine_tuned": value, "fine_tuned_interval": interval}
-    entry = {"scores": dict.fromkeys(SHOWN, cell)}
-    draw_chart({"sets": dict.fromkeys(("CodeXGLUE (Python)", "Kotlin"), entry)}, file := io.BytesIO())
+    entry, names = {"scores": dict.fromkeys(CHARTED, cell)}, ("CodeXGLUE (Python)", "Kotlin")
+    draw_chart({"sets": dict.fromkeys(names, entry)}, file := io.BytesIO())
     assert file.getvalue().startswith(b"\x89PNG")
     [figure] = drawn
     titles = [axis.get_title().splitlines() for axis in figure.axes]
-    assert [title[0] for title in titles] == ["CodeXGLUE (Python)"] * len(SHOWN) + ["Kotlin"] * len(SHOWN)
-    assert [title[1].removesuffix(" (less is better)") for title in titles] == [*SHOWN, *SHOWN]
+    assert [title[0] for title in titles] == [name for name in names for _ in CHARTED]
+    assert [title[1].removesuffix(" (less is better)") for title in titles] == [*CHARTED, *CHARTED]
     assert all([bar.get_height() for bar in axis.patches] == [value, value] for axis in figure.axes)
+
+
+def test_the_loss_a_byte_stands_in(drawn: list[Figure]) -> None:
+    """Two models with two tokenizers get no chart."""
+    cell = {"base": 2.0, "base_interval": [1.0, 3.0], "fine_tuned": 1.0, "fine_tuned_interval": [0.5, 2.0]}
+    scores = dict.fromkeys(({*CHARTED} - {LOSS}) | {LOSS_BYTE}, cell)
+    draw_chart({"sets": {"Kotlin": {"scores": scores}}}, io.BytesIO())
+    assert drawn[0].axes[-1].get_title() == f"Kotlin\n{LOSS_BYTE} (less is better)"
 
 
 def test_every_example_is_in_the_histogram(drawn: list[Figure]) -> None:

@@ -1,10 +1,12 @@
 """pipeline/training/checkpoints.py: what an interrupted run can go on from, and what it must not."""
+import functools
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load
-from training_runs import command, curve_of, failure
+from training_runs import command, curve_of, failure, manifest_of
 
 import train
 from pipeline.training import trainer
@@ -25,6 +27,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = ("--num_train_epochs", 2, "--examples_per_step", 2, "--save_steps", 2, "--eval_steps", 3,
                "--lora_dropout", 0.1)
+# 12 examples to train on in both: of a data set without files, and sequences of whole files
+FOLDERS = {"pairs": "dataset_folder", "files": "files_folder"}
+SAMPLES = {"pairs": (), "files": ("--sequence_tokens", 80, "--max_train_samples", 12)}
 
 # train.py, but waiting at a step of the second epoch so that the signal certainly comes while it trains.
 WAITING_RUN = """
@@ -47,28 +52,32 @@ train.main(sys.argv[1:])
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model_folder: Path, dataset_folder: Path,
-                tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The bytes of the adapter that an undisturbed run writes, by the quantization of the base model."""
-    found = {}
-    for quantization in ("none", "nf4"):
+def undisturbed(model_folder: Path, request: pytest.FixtureRequest,
+                tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bytes]:
+    """Return a function that gives the bytes of the adapter that an undisturbed run writes."""
+    @functools.cache
+    def adapter(train_on: str = "pairs", quantization: str = "none") -> bytes:
         output = tmp_path_factory.mktemp("undisturbed") / "adapter"
-        settings = (*INTERRUPTED, "--quantization", quantization)
-        train.main(command(model_folder, dataset_folder, output, *settings))
-        found[quantization] = (output / "adapter_model.safetensors").read_bytes()
-    return found
+        settings = (*INTERRUPTED, *SAMPLES[train_on], "--quantization", quantization)
+        train.main(command(model_folder, request.getfixturevalue(FOLDERS[train_on]), output, *settings))
+        return (output / "adapter_model.safetensors").read_bytes()
+    return adapter
 
 
-@pytest.mark.parametrize(("number", "code", "quantization"), [
-    (signal.SIGTERM, 143, "none"), (signal.SIGKILL, -signal.SIGKILL, "none"),
-    (signal.SIGKILL, -signal.SIGKILL, "nf4")])
-def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int, quantization: str,
-                                              model_folder: Path, dataset_folder: Path, tmp_path: Path,
-                                              undisturbed: dict[str, bytes],
+@pytest.mark.parametrize(("number", "code", "train_on", "quantization"), [
+    (signal.SIGTERM, 143, "files", "none"), (signal.SIGTERM, 143, "pairs", "none"),
+    (signal.SIGKILL, -signal.SIGKILL, "files", "none"), (signal.SIGKILL, -signal.SIGKILL, "pairs", "none"),
+    (signal.SIGKILL, -signal.SIGKILL, "files", "nf4")])
+def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int, train_on: str,
+                                              quantization: str, model_folder: Path, tmp_path: Path,
+                                              undisturbed: Callable[..., bytes],
+                                              request: pytest.FixtureRequest,
                                               capsys: pytest.CaptureFixture) -> None:
     """After a kill in the second epoch, --resume sees other examples or another state: another adapter."""
-    settings = (*INTERRUPTED, "--quantization", quantization)
-    arguments = command(model_folder, dataset_folder, tmp_path / "adapter", *settings)
+    expected = undisturbed(train_on, quantization)
+    dataset = request.getfixturevalue(FOLDERS[train_on])
+    settings = (*INTERRUPTED, *SAMPLES[train_on], "--quantization", quantization)
+    arguments = command(model_folder, dataset, tmp_path / "adapter", *settings)
     process = subprocess.Popen([sys.executable, "-c", WAITING_RUN, *arguments], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while "WAITING" not in (line := process.stdout.readline()):
@@ -88,7 +97,8 @@ def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int,
 
     train.main([*arguments, "--resume"])
     assert "going on from" in capsys.readouterr().out
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed[quantization]
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == expected
+    assert manifest_of(tmp_path / "adapter")["arguments"]["train_on"] == train_on
     steps = [row["step"] for row in curve_of(tmp_path / "adapter") if "train_loss" in row]
     assert steps == list(range(1, 13))
     assert not list((tmp_path / "adapter.checkpoints").glob("*"))
@@ -121,6 +131,8 @@ def stopped(model_folder: Path, dataset_folder: Path, tmp_path_factory: pytest.T
 @pytest.mark.parametrize(("flag", "value", "named"), [
     ("--learning_rate", 0.5, "learning_rate is 0.5 now and was 0.001"), ("--seed", 3, "seed is 3"),
     ("--lora_r", 2, "lora_r is 2"), ("--quantization", "nf4", "quantization is 'nf4'"),
+    ("--sequence_tokens", 64, "sequence_tokens is 64"),
+    ("--end_of_text", "always", "end_of_text is 'always'"),
     ("--dataset", None, "dataset is")])
 def test_resume_refuses_other_settings(flag: str, value: object, named: str, stopped: Path,
                                        model_folder: Path, dataset_folder: Path, tmp_path: Path,
@@ -135,13 +147,14 @@ def test_resume_refuses_other_settings(flag: str, value: object, named: str, sto
 
 
 def test_what_only_saves_memory_may_change_on_resume(stopped: Path, model_folder: Path, dataset_folder: Path,
-                                                     tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+                                                     tmp_path: Path,
+                                                     undisturbed: Callable[..., bytes]) -> None:
     """A run that ended for lack of memory cannot go on with what would let it fit."""
     shutil.copytree(stopped, tmp_path / "run")
     output = tmp_path / "run" / "adapter"
     settings = (*INTERRUPTED, "--resume", "--gradient_checkpointing")
     train.main(command(model_folder, dataset_folder, output, *settings))
-    resumed, whole = load((output / "adapter_model.safetensors").read_bytes()), load(undisturbed["none"])
+    resumed, whole = load((output / "adapter_model.safetensors").read_bytes()), load(undisturbed())
     assert all(resumed[name].sub(whole[name]).abs().max() < 1e-5 for name in whole)
 
 
@@ -196,7 +209,7 @@ def test_damaged_checkpoints_are_passed_over(damage: str, stopped: Path, tmp_pat
 
 def test_a_checkpoint_written_over_a_damaged_one_is_whole(stopped: Path, model_folder: Path,
                                                           dataset_folder: Path, tmp_path: Path,
-                                                          undisturbed: dict[str, bytes],
+                                                          undisturbed: Callable[..., bytes],
                                                           capsys: pytest.CaptureFixture) -> None:
     """After one damaged checkpoint every later one of that step counts as damaged: the work since is lost."""
     shutil.copytree(stopped, tmp_path / "run")
@@ -216,4 +229,4 @@ def test_a_checkpoint_written_over_a_damaged_one_is_whole(stopped: Path, model_f
     captured = capsys.readouterr()
     assert "checkpoint-6: scheduler.pt has changed" in captured.err
     assert "checkpoint-4" in captured.out
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed["none"]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed()

@@ -1,11 +1,12 @@
 """pipeline/datasets.py: the examples that stages 3 and 5 read."""
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import load_examples
+from pipeline.datasets import load_examples, load_files
 from pipeline.errors import PipelineError
 from pipeline.files import hash_files
 from pipeline.manifests import write_manifest
@@ -63,4 +64,26 @@ def test_load_examples_of_a_damaged_file_without_manifest(make_examples: Callabl
     (folder / "manifest.json").unlink()
     next(folder.glob("train/*.arrow")).write_bytes(b"ARROW1")
     with pytest.raises(PipelineError, match="cannot be read"):
+        load_examples(str(folder), ["train"])
+
+
+def test_load_files(make_examples: Callable[..., Path], files_folder: Path) -> None:
+    """The whole files of stage 2 are not found by stages 3 and 5; or a data set without them is refused."""
+    assert load_files(str(make_examples())) is None
+    files = load_files(str(files_folder), ("train", "validation", "test"))
+    pairs = load_examples(str(files_folder), ("train",))["train"]
+    assert files["train"][0]["text"].startswith(pairs[0]["prompt"] + pairs[0]["completion"])
+
+
+def test_load_examples_notices_a_flipped_byte_in_the_files(files_folder: Path, tmp_path: Path) -> None:
+    """Damaged files are trained on without a word."""
+    folder = tmp_path / "data"
+    shutil.copytree(files_folder, folder)
+    write_manifest(folder / "manifest.json", argparse.Namespace(), hash_files(folder), 0.0)
+    assert load_examples(str(folder), ["train"])
+    arrow = next(folder.glob("files/train/*.arrow"))
+    content = bytearray(arrow.read_bytes())
+    content[content.index(b"fun ")] ^= 1
+    arrow.write_bytes(content)
+    with pytest.raises(PipelineError, match=f"{arrow.name}: has changed since it was written"):
         load_examples(str(folder), ["train"])

@@ -1,13 +1,11 @@
 """pipeline/training/examples.py: what is learned from, and on which of its tokens."""
-from pathlib import Path
-
+import numpy as np
 import tiny_models
-from datasets import load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tokenizers import encode_prompts
-from pipeline.training.examples import encode_examples, sample_examples
+from pipeline.training.examples import EncodedExamples, encode_examples
 
 
 def test_loss_is_on_the_completion_and_its_end_only() -> None:
@@ -62,10 +60,38 @@ def test_too_long_examples_keep_what_is_next_to_the_cut(prompt: int, completion:
     assert len(row["input_ids"]) == min(max_length, len(start) + min(len(end), max_length - 2) + 1)
 
 
-def test_sample_is_random_and_repeatable(dataset_folder: Path) -> None:
-    """--max_train_samples takes the first files only, or another sample in every run."""
-    split = load_from_disk(str(dataset_folder))["train"]
-    assert sample_examples(split, 5, 1) == sample_examples(split, 5, 1)
-    assert sample_examples(split, 5, 1) != sample_examples(split, 5, 2)
-    assert sample_examples(split, 5, 1)[0] != split["prompt"][:5]
-    assert sample_examples(split, 0, 1)[0] == sample_examples(split, 99, 1)[0] == list(split["prompt"])
+def rows_of(examples: EncodedExamples) -> list[dict[str, list[int]]]:
+    """Return all examples as the Trainer gets them."""
+    return [examples[i] for i in range(len(examples))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.booleans(), max_size=8), st.integers(8, 40))
+def test_the_end_of_text_is_behind_what_ends_something(ends: list[bool], max_length: int) -> None:
+    """The model stops behind 100 tokens although the code goes on, or never."""
+    tokenizer = tiny_models.make_tokenizer()
+    pairs = tiny_models.examples(len(ends), seed=4)
+    prompts, completions = [p for p, _ in pairs], [c for _, c in pairs]
+    found = rows_of(encode_examples(tokenizer, prompts, completions, max_length, ends))
+    always = rows_of(encode_examples(tokenizer, prompts, completions, max_length))
+    for row, usual, end in zip(found, always, ends, strict=True):
+        assert (row["labels"][-1] == tokenizer.eos_token_id) is end
+        assert len(row["input_ids"]) == len(row["labels"]) <= max_length
+        labels = [label for label in row["labels"] if label != -100]
+        assert labels + [tokenizer.eos_token_id] * (not end) == [x for x in usual["labels"] if x != -100]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), max_size=6), st.lists(st.integers(1, 9), max_size=6))
+def test_examples_behind_others_stay_what_they_are(first: list[int], second: list[int]) -> None:
+    """With a --replay_dataset, tokens of one example are taken for those of another."""
+    def examples(lengths: list[int], begin: int) -> EncodedExamples:
+        return EncodedExamples.of_rows([np.arange(begin, begin + n, dtype=np.int32) for n in lengths],
+                                       [n // 2 for n in lengths])
+
+    joined = examples(first, 100).followed_by(examples(second, 500))
+    assert rows_of(joined) == rows_of(examples(first, 100)) + rows_of(examples(second, 500))
+    assert joined.lengths.tolist() == first + second
+    assert joined.ids.dtype == np.int32  # 4 bytes a token
+    for row, n in zip(rows_of(joined), first + second, strict=True):
+        assert row["labels"] == [-100] * (n // 2) + row["input_ids"][n // 2:]

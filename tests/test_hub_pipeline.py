@@ -165,7 +165,8 @@ def test_the_pipeline_through_the_hub(hub: Hub, base_model: Path, raw_file: Path
 
     published = hub.repository("tester/data", "dataset")
     assert [commit.title for commit in published.commits.values()] == ["initial commit", "Add the data set"]
-    assert {"README.md", "manifest.json", "data/train.parquet", "raw/raw.jsonl"} <= set(published.head.files)
+    assert {"README.md", "manifest.json", "data/train.parquet", "files/train.parquet",
+            "raw/raw.jsonl"} <= set(published.head.files)
     repository = hub.repository("tester/model")
     _, adapter, merged = repository.commits.values()  # a push is one commit
     assert (repository.branches, merged.parent) == ({"main": merged.id, "adapter": adapter.id}, adapter.id)
@@ -174,10 +175,15 @@ def test_the_pipeline_through_the_hub(hub: Hub, base_model: Path, raw_file: Path
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md",
             "manifest.json"} <= set(merged.files)
     assert not [name for name in merged.files if name.startswith("adapter_")]
+    arguments = json.loads(adapter.files["manifest.json"].content)["arguments"]
+    assert arguments["train_on"] == "files"  # which the published data set holds
     assert all(bool(file.xet_hash) == bool(hub.xet_store) for file in merged.files.values() if file.sha256)
     assert not [request for request in hub.requests if request.storage and "authorization" in request.headers]
     tables = {path.parent.name: path.read_text() for path in tmp_path.glob("*/table.md")}
     assert len(set(tables.values())) == 1, tables
+    # the whole files have come through the hub too
+    assert "| Kotlin, 512 tokens of context, n=4 | next line exact, % |" in tables["merged"]
+    assert "Kotlin: " in tables["merged"].split("of the references end there")[1]
     if hub.xet_store:
         return
 
@@ -702,7 +708,11 @@ REFUSED = {
     "benchmarking": {
         "--hf_repository tester/code": CODE,
         "--hf_repository tester/pickled": PICKLED,
+        "--hf_repository tester/tokenizer-code": CODE,
+        "--tokenizer tester/tokenizer-code": CODE,
         "--base_model tester/template": TEMPLATE,
+        "--hf_repository tester/template": TEMPLATE,
+        "--tokenizer tester/template-name": TEMPLATE,
         "--hf_repository tester/climbing": CLIMBS,
         "--hf_repository tester/climbing-index": DOTS,
         "--hf_repository tester/pickled-adapter": PICKLED,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.preparation.cutting import CleanFile
-from pipeline.preparation.leakage import is_trivial, measure_leakage
+from pipeline.preparation.leakage import measure_leakage
 
 
 def a_file(line: int, words: list[int], text: str) -> CleanFile:
@@ -16,11 +16,11 @@ def a_file(line: int, words: list[int], text: str) -> CleanFile:
     return CleanFile(line, None, b"%d" % line, text, windows, windows, np.array(words, dtype=np.uint16))
 
 
-def leakage_of(files: list[CleanFile], splits: list[str | None]) -> dict:
+def leakage_of(files: list[CleanFile], splits: list[str | None], keep_trivial: bool = True) -> dict:
     def read() -> Iterator[CleanFile]:
         return iter(files)
 
-    return measure_leakage(read, {"way": splits}, keep_large_values=True)["way"]["all"]
+    return measure_leakage(read, {"way": splits}, True, keep_trivial)["way"]["all"]
 
 
 def test_a_copied_completion_is_reported() -> None:
@@ -64,16 +64,9 @@ def test_short_completions_are_searched_too() -> None:
     assert leakage_of(files, ["train", "test"])["verbatim_in_train"] == 1
 
 
-@pytest.mark.parametrize(("text", "trivial"), [
-    ("import a.b.C\nimport d.E\n", True),
-    ("    }\n}\n", True),
-    ("jetbrains.kotlin.psi\nimport a.b\n", True),
-    ("", True),
-    ("package a\n", True),
-    ("    return x\n}\n", False),
-    ("val a = 1", False),
-    ("import a\nfun f() {}", False),
-])
-def test_trivial_completions(text: str, trivial: bool) -> None:
-    """The leakage of real code is hidden behind imports and closing braces."""
-    assert is_trivial(text) is trivial
+def test_only_what_is_in_the_test_split_is_looked_for() -> None:
+    """The report counts imports that stand in train, although no test example asks for them."""
+    text = "val a = b + c\n" + "import a.b.C\n\n"
+    files = [a_file(1, list(range(len(text))), text), a_file(2, list(range(len(text))), text)]
+    for keep_trivial in (False, True):
+        assert leakage_of(files, ["train", "test"], keep_trivial)["completions"] == keep_trivial

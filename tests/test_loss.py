@@ -5,6 +5,7 @@ import torch
 from training_runs import encoded_rows
 
 from pipeline.models import right_padded
+from pipeline.training import loss
 from pipeline.training.loss import CrossEntropyInPlace, sum_of_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,3 +44,42 @@ def test_logits_that_are_needed_again_are_not_overwritten_unseen() -> None:
     found, hidden.grad = hidden.grad, None
     torch.nn.functional.cross_entropy(4 * torch.tanh(hidden), targets, reduction="sum").backward()
     torch.testing.assert_close(found, hidden.grad)
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_the_head_in_pieces_gives_the_same_loss_and_gradients(architecture: str,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more labels than a piece holds, something else is learned; or the memory grows with them."""
+    model = tiny_models.make_model(architecture, tied=False)
+    model.get_output_embeddings().requires_grad_(False)
+    batch = right_padded(encoded_rows(), tiny_models.make_tokenizer().eos_token_id)
+    (0.5 * sum_of_losses(model, model, batch)).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    pieces: list[int] = []
+    head = type(model.get_output_embeddings())
+    whole_head = head.forward
+    monkeypatch.setattr(head, "forward", lambda self, x: (
+        pieces.append(len(x)) if self is model.get_output_embeddings() else None, whole_head(self, x))[1])
+    monkeypatch.setattr(loss, "HEAD_PIECE_ROWS", 4)
+    found = sum_of_losses(model, model, batch)
+    (0.5 * found).backward()
+    labels = int((batch["labels"] != -100).sum())
+    assert len(pieces) == -(-labels // 4)
+    assert max(pieces) == 4
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert sum_of_losses(model, model, batch).item() == pytest.approx(found.item())
+    assert model(input_ids=batch["input_ids"]).logits.shape[:2] == batch["input_ids"].shape
+
+
+def test_logits_that_are_bounded_behind_the_head_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a soft cap on its logits (Gemma 2) learns from logits without it."""
+    model = tiny_models.make_model("llama")
+    batch = right_padded(encoded_rows(), tiny_models.make_tokenizer().eos_token_id)
+    expected = sum_of_losses(model, model, batch)
+    monkeypatch.setattr(loss, "HEAD_PIECE_ROWS", 4)
+    monkeypatch.setattr(loss.HeadAndCrossEntropy, "apply", None)
+    model.config.final_logit_softcapping = 30.0
+    assert sum_of_losses(model, model, batch).item() == expected.item()

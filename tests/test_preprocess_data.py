@@ -10,7 +10,7 @@ import datasets
 import pytest
 from preparation_runs import Prepared, write_raw
 
-from pipeline.preparation.cleaning import LARGE_VALUE
+from pipeline.large_values import LARGE_VALUE
 from pipeline.preparation.splits import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ def test_the_data_set(prepare: Callable[..., Prepared], texts: list[str]) -> Non
     data = prepare(texts)
     assert list(data.rows) == list(SPLITS)
     expected = {"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
-                "source_line": datasets.Value("int64")}
+                "source_line": datasets.Value("int64"), "start": datasets.Value("int64")}
     assert all(features == expected for features in data.features.values())
     for split, rows in data.rows.items():
         assert rows

@@ -11,7 +11,7 @@ from evaluation_runs import arguments
 
 import benchmarking
 from pipeline.errors import PipelineError
-from pipeline.evaluation.processes import join_processes
+from pipeline.evaluation.processes import ALONE, join_processes
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,6 +32,20 @@ def test_several_processes_write_what_one_does(folders: SimpleNamespace, tmp_pat
                 for output in (tmp_path / "one", tmp_path / "two"))
     assert one == two
     assert len([name for name in one if name.startswith("predictions/")]) == 8
+
+
+def test_processes_agree_on_what_the_first_found(tmp_path: Path) -> None:
+    """Each process draws its own examples by its own measurement, and no batch is whole."""
+    script = tmp_path / "agree.py"
+    script.write_text("from pipeline.evaluation.processes import join_processes\n"
+                      "processes = join_processes()\n"
+                      "print(processes.rank, processes.agree(lambda: f'of {processes.rank}'))\n")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+                           "2", str(script)], capture_output=True, text=True, timeout=110, cwd=ROOT,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 of 0", "1 of 0"]
+    assert ALONE.agree(lambda: "mine") == "mine"
 
 
 def test_more_processes_than_gpus_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from pipeline.evaluation.published_scores import (
     eval_result_files,
     update_card,
 )
+from pipeline.evaluation.scores import LOSS_BYTE
 from pipeline.files import sha256_file
 from pipeline.manifests import check_manifest, sealed_manifest
 
@@ -139,19 +140,44 @@ def test_every_score_is_an_evaluation_result() -> None:
     settings."""
     cell = {"base": 1.0, "fine_tuned": 2.0, "fine_tuned_interval": [1.5, 2.5], "p": 0.01}
     scores = {score: cell | {"fine_tuned": float(number)} for number, score in enumerate(CARD_METRICS)}
-    names = {"CodeXGLUE (Python)": codexglue.CODEXGLUE_DATASET, "Kotlin": "tester/kotlin"}
-    metrics = {"sets": {name: {"scores": scores, "signature": f"data:{dataset}|n:5"}
-                        for name, dataset in names.items()}}
-    tasks = [SimpleNamespace(name=name, dataset=dataset) for name, dataset in names.items()]
-    files = eval_result_files(card_results(metrics, tasks))
+    context = "512 tokens of context"
+    sets = [("CodeXGLUE (Python)", codexglue.CODEXGLUE_DATASET, 0), ("Kotlin", "tester/kotlin", 0),
+            (f"Kotlin, {context}", "tester/kotlin", 512)]
+    metrics = {"sets": {name: {"scores": scores, "signature": f"data:{dataset}|tokens:{tokens}"}
+                        for name, dataset, tokens in sets}}
+    tasks = [SimpleNamespace(name=name, dataset=dataset, context_tokens=tokens)
+             for name, dataset, tokens in sets]
+    found = card_results(metrics, tasks)
+    files = eval_result_files(found)
     assert list(files) == [".eval_results/microsoft--codexglue_method_generation.yaml",
                            ".eval_results/tester--kotlin.yaml"]
-    for dataset, content in zip(names.values(), files.values(), strict=True):
-        entries = parse_eval_result_entries(yaml.safe_load(content))
-        assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
-            (dataset, kind, float(number)) for number, kind in enumerate(CARD_METRICS.values())]
-        assert entries[1].notes == (f"metric BLEU, interval_95 [1.5, 2.5], base_model 1.0, p 0.01, "
-                                    f"settings data:{dataset}|n:5")
+    entries = [entry for content in files.values()
+               for entry in parse_eval_result_entries(yaml.safe_load(content))]
+    behind = ["", "", "_behind_512_tokens"]
+    assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
+        (dataset, kind + more, float(number)) for (_, dataset, _), more in zip(sets, behind, strict=True)
+        for number, kind in enumerate(CARD_METRICS.values())]
+    assert len({(entry.dataset_id, entry.task_id) for entry in entries}) == len(entries) == 18
+    assert {"exact_match", "next_line_similarity", "chrf"} < {entry.task_id for entry in entries}
+    bleu = [entry.notes for entry in entries if entry.task_id.startswith("bleu")]
+    assert bleu == [f"metric {metric}, interval_95 [1.5, 2.5], base_model 1.0, p 0.01, settings "
+                    f"data:{dataset}|tokens:{tokens}" for (_, dataset, tokens), metric
+                    in zip(sets, ("BLEU", "BLEU", f"BLEU, {context}"), strict=True)]
+    # in the card too, which has one entry for both sets of one data set
+    card = ModelCard(card_with_scores("# Mine\n", "name", found))
+    assert len(card.data.to_dict()["model-index"][0]["results"]) == 2
+    assert [(r.metric_type, r.metric_name, r.metric_args["settings"]) for r in card.data.eval_results] == [
+        (r.metric_type, r.metric_name, r.metric_args["settings"]) for r in found]
+    assert {r.dataset_name for r in card.data.eval_results} == {
+        "CodeXGLUE (Python): microsoft/codexglue_method_generation", "Kotlin: tester/kotlin"}
+
+
+def test_a_score_that_the_models_do_not_share_is_not_published() -> None:
+    """Two models with two tokenizers have no loss a token, and the card costs a traceback after hours."""
+    cell = {"base": 1.0, "fine_tuned": 2.0, "fine_tuned_interval": [1.5, 2.5], "p": 0.01}
+    metrics = {"sets": {"Kotlin": {"scores": {"BLEU": cell, LOSS_BYTE: cell}, "signature": "s"}}}
+    tasks = [SimpleNamespace(name="Kotlin", dataset="data", context_tokens=0)]
+    assert [result.metric_type for result in card_results(metrics, tasks)] == ["bleu"]
 
 
 def test_evaluation_results_in_a_folder(folders: SimpleNamespace, tmp_path: Path) -> None:
@@ -206,7 +232,7 @@ def test_scores_are_written_into_a_folder(state: str, folders: SimpleNamespace, 
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert capsys.readouterr().out.splitlines()[-1] == f"wrote the scores into {own.merged / 'README.md'}"
     card = ModelCard.load(own.merged / "README.md")
-    assert len(card.data.eval_results) == 8
+    assert len(card.data.eval_results) == 2 * len(CARD_METRICS) == 12
     [bleu] = [r for r in card.data.eval_results if r.dataset_type == "data" and r.metric_type == "bleu"]
     scores = metrics["sets"]["Kotlin"]["scores"]
     assert bleu.metric_value == scores["BLEU"]["fine_tuned"]

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from hub_server import READ_TOKEN, WRITE_TOKEN, Hub
 from preparation_runs import arguments, save_corpus
 
@@ -32,9 +33,17 @@ def test_published_data_set_is_what_is_on_disk(tmp_path: Path) -> None:
         assert titles == ["initial commit", "Add the data set"]
         files = repository.head.files
         assert files["raw/raw.jsonl"].content == (corpus / "raw.jsonl").read_bytes()
-        assert b"## Leakage" in files["README.md"].content
+        card = files["README.md"].content.decode()
+        assert "## Leakage" in card
+        settings = yaml.safe_load(card.split("---")[1])
+        assert [part["config_name"] for part in settings["configs"]] == ["default", "files"]
+        for part in settings["configs"]:
+            assert {file["path"] for file in part["data_files"]} <= set(files)
         check = ("import datasets, sys\n"
                  "a, b = datasets.load_dataset('tester/data'), datasets.load_from_disk(sys.argv[1])\n"
+                 "assert all(a[s][:] == b[s][:] for s in ('train', 'validation', 'test')) and len(a) == 3\n"
+                 "a = datasets.load_dataset('tester/data', 'files')\n"
+                 "b = datasets.load_from_disk(sys.argv[1] + '/files')\n"
                  "assert all(a[s][:] == b[s][:] for s in ('train', 'validation', 'test')) and len(a) == 3")
         subprocess.run([sys.executable, "-c", check, str(tmp_path / "data")], env=environment, check=True,
                        capture_output=True)

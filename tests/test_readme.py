@@ -73,14 +73,16 @@ def test_defaults_agree_with_the_interface() -> None:
                             "output_dir": Path("data/kotlin_prepared_dataset"),
                             "model_name_or_path": "microsoft/phi-1_5", "chunk_tokens": 100,
                             "stride_tokens": 35, "test_fraction": 0.01, "validation_fraction": 0.01,
-                            "seed": 0, "limit": 0},
+                            "keep_trivial": False, "seed": 0, "limit": 0},
         "train": {"model_name_or_path": "microsoft/phi-1_5", "dataset": "data/kotlin_prepared_dataset",
+                  "train_on": None, "sequence_tokens": 512, "end_of_text": "file_ends",
                   "max_train_samples": 100_000, "quantization": "nf4", "hf_repository": None, "resume": False,
                   "lora_r": 64, "lora_alpha": 0, "lora_dropout": 0.0, "learning_rate": 1e-3,
                   "num_train_epochs": 1.0, "max_steps": 0, "seed": 0, "output_dir": Path("models/adapter")},
         "merge_lora": {"output_dir": Path("models/merged"), "dtype": "base"},
         "benchmarking": {"base_model": "microsoft/phi-1_5", "dataset": "data/kotlin_prepared_dataset",
-                         "sample": 500, "codexglue_file": Path("data/test_codexglue.jsonl"),
+                         "sample": None, "context_tokens": [0, 512], "tokenizer": None,
+                         "codexglue_file": Path("data/test_codexglue.jsonl"),
                          "batch_size": 128, "output_dir": Path("results")},
     }
     for script, defaults in expected.items():

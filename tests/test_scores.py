@@ -5,11 +5,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sacrebleu
 from evaluation_runs import WORDS, task_of
 
 from bleu import corpus_bleu
 from pipeline.evaluation import scores
-from pipeline.evaluation.scores import LENGTH, LOSS, Scores, compare, edit_similarity
+from pipeline.evaluation.scores import (
+    ENDED,
+    LENGTH,
+    LOSS,
+    LOSS_BYTE,
+    NEXT_LINE,
+    NEXT_LINE_SIMILARITY,
+    Scores,
+    compare,
+    edit_similarity,
+)
 
 CODEXGLUE = Path(__file__).parents[2] / "shared" / "codexglue"
 
@@ -32,7 +43,9 @@ def test_scores_are_those_of_the_whole_set_and_intervals_hold_them() -> None:
         similarity = np.mean([round(edit_similarity(r, p)) for r, p in zip(WORDS, predicted, strict=True)])
         assert cells["edit similarity"]["fine_tuned"] == pytest.approx(similarity, abs=1e-3)
         exact = 100 * np.mean([r == p for r, p in zip(WORDS, predicted, strict=True)])
-        assert cells["first line exact, %"]["fine_tuned"] == pytest.approx(exact, abs=1e-3)
+        assert cells[NEXT_LINE]["fine_tuned"] == pytest.approx(exact, abs=1e-3)
+        chrf = sacrebleu.corpus_chrf(predicted, [WORDS]).score
+        assert cells["chrF"]["fine_tuned"] == pytest.approx(chrf, abs=1e-3)
         for cell in cells.values():
             for key in ("base", "fine_tuned", "difference"):
                 assert cell[f"{key}_interval"][0] <= cell[key] <= cell[f"{key}_interval"][1]
@@ -52,40 +65,80 @@ def test_loss_and_length_are_compared_as_the_scores_are() -> None:
     """The loss is the mean of means, which short references decide; or a model that lost is not told from one
     that won."""
     task, nats = task_of(WORDS), np.arange(60) % 7 + 1.0
-    lengths = [len(word) for word in WORDS]
-    base = Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)))
-    tuned = Scores(task, WORDS, [n + 3 for n in lengths], list(zip(nats, lengths, strict=True)))
+    lengths, ended = [len(word) for word in WORDS], [i % 4 == 0 for i in range(60)]
+    base = Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)), ended)
+    tuned = Scores(task, WORDS, [n + 3 for n in lengths], list(zip(nats, lengths, strict=True)), ended)
     cells = compare(base, tuned, 0)
     assert set(cells) == set(Scores.NAMES)
     assert cells[LOSS]["base"] == pytest.approx(2 * nats.sum() / sum(lengths), abs=1e-4)
     assert cells[LOSS]["difference"] == pytest.approx(-nats.sum() / sum(lengths), abs=1e-4)
     assert cells[LOSS]["difference_interval"][1] < 0
     assert cells[LOSS]["p"] < 0.01
-    assert [name for name, cell in cells.items() if cell["lower_is_better"]] == [LOSS]
+    assert [name for name, cell in cells.items() if cell["lower_is_better"]] == [LOSS, LOSS_BYTE]
     assert cells[LENGTH]["difference"] == 3
-    same = compare(base, Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True))), 0)
+    same = compare(base, Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)), ended), 0)
     assert all(cell["difference"] == 0 and cell["p"] == 1 for cell in same.values())
 
 
 def test_a_score_that_one_side_lacks_is_left_out() -> None:
     """A baseline, which has no loss, is reported to differ in it."""
     task, lengths = task_of(WORDS), [len(word) for word in WORDS]
-    cells = compare(Scores(task, [""] * 60), Scores(task, WORDS, lengths, [(1.0, 2)] * 60), 0)
-    assert set(cells) == set(Scores.NAMES) - {LOSS, LENGTH}
+    whole = Scores(task, WORDS, lengths, [(1.0, 2)] * 60, [True] * 60)
+    cells = compare(Scores(task, [""] * 60), whole, 0)
+    assert set(cells) == set(Scores.NAMES) - {LOSS, LOSS_BYTE, ENDED, LENGTH}
     assert "NaN" not in json.dumps(cells)
+
+
+def test_loss_a_byte_needs_no_tokens() -> None:
+    """Models that count in different tokens cannot be compared, or are compared by the token."""
+    task = task_of(["fun é() = 1"] * 20 + ["x"] * 20)  # 12 bytes, and 1
+    base, tuned = (Scores(task, ["x"] * 40, None, [(nats, np.nan)] * 40) for nats in (13.0, 6.5))
+    cells = compare(base, tuned, 0)
+    assert LOSS not in cells
+    assert cells[LOSS_BYTE]["base"] == pytest.approx(2)
+    assert cells[LOSS_BYTE]["fine_tuned"] == pytest.approx(1)
+    assert cells[LOSS_BYTE]["difference_interval"][1] < 0
+
+
+@pytest.mark.parametrize(("completion", "predicted", "exact", "alike"), [
+    ("items.sum()\n}\n", "items.sum()\nother", True, True),  # from the middle of a line
+    ("items.sum()\n}\n", "items.sum() + 1\n}\n", False, 85),
+    ("items.sum()\n}\n", "\n    items.sum()\n", True, True),
+    ("\n\n    val a = 1\n    b\n", "\n    val  a = 1", True, True),  # blank lines first, white space
+    ("\n    val a = 1\n", "  \n\t\n\n", False, 0), ("val a = 1", "", False, 0),
+    ("abcd\nefgh\n", "efgh\nabcd\n", False, 0), ("a\r\nb", "a", True, True)])
+def test_next_line_is_the_first_that_holds_anything(completion: str, predicted: str, exact: bool,
+                                                    alike: float) -> None:
+    """A right line counts as wrong because of the blank lines before it or the lines behind it; or a line
+    that is nowhere near counts."""
+    task = task_of([completion, "zzz"])
+    cells = compare(Scores(task, ["", ""]), Scores(task, [predicted, ""]), 0)
+    assert cells[NEXT_LINE]["base"] == cells[NEXT_LINE_SIMILARITY]["base"] == 0
+    assert cells[NEXT_LINE]["fine_tuned"] == 50 * exact
+    assert cells[NEXT_LINE_SIMILARITY]["fine_tuned"] == (50 if alike is True else alike / 2)
+
+
+def test_ended_by_itself_is_a_share_that_is_not_judged() -> None:
+    """A model that stops everywhere, or nowhere, is not seen; or stopping passes for a gain."""
+    task, always = task_of(WORDS), [True] * 60
+    cells = compare(Scores(task, WORDS, ended=[i % 4 == 0 for i in range(60)]),
+                    Scores(task, WORDS, ended=always), 0)
+    assert (cells[ENDED]["base"], cells[ENDED]["fine_tuned"]) == (25, 100)
+    assert ENDED in scores.SHOWN
+    assert ENDED not in scores.JUDGED
 
 
 def simulated(generator: np.random.Generator, effect: float, groups: int = 50) -> list[SimpleNamespace]:
     """Return the sums of two models whose true edit similarities are 50 and 50 + effect; files share their
     difficulty."""
     sizes = generator.integers(1, 6, size=groups)
-    base, tuned = np.zeros((groups, 17)), np.zeros((groups, 17))
+    base, tuned = np.zeros((groups, 20 + 18)), np.zeros((groups, 20 + 18))  # chrF has 18
     for table, shift in ((base, 0.0), (tuned, effect)):
         table[:, 0] = sizes
         of_files = 50 + shift + generator.normal(0, 5, groups)
-        table[:, 1] = sizes * of_files + np.sqrt(sizes) * generator.normal(0, 10, groups)
-        table[:, 7:11], table[:, 11:15] = sizes[:, None], 2.0 * sizes[:, None]
-        table[:, 15:] = 5.0 * sizes[:, None]
+        table[:, 3] = sizes * of_files + np.sqrt(sizes) * generator.normal(0, 10, groups)
+        table[:, 10:14], table[:, 14:18] = sizes[:, None], 2.0 * sizes[:, None]
+        table[:, 18:20] = 5.0 * sizes[:, None]
     return [SimpleNamespace(sums=base), SimpleNamespace(sums=tuned)]
 
 
@@ -110,7 +163,7 @@ def test_examples_of_one_file_are_resampled_together() -> None:
     predicted = [WORDS[i // 10] if i // 10 % 2 else "zzz" for i in range(60)]
     apart, together = (compare(Scores(task, ["q"] * 60), Scores(task, predicted), 0)
                        for task in (task_of(references), task_of(references, [i // 10 for i in range(60)])))
-    for name in ("edit similarity", "first line exact, %"):
+    for name in ("edit similarity", NEXT_LINE):
         widths = [np.diff(cells[name]["fine_tuned_interval"])[0] for cells in (apart, together)]
         assert widths[1] > 1.8 * widths[0]
         assert together[name]["p"] > apart[name]["p"]

@@ -12,7 +12,7 @@ import tiny_models
 from datasets import DatasetDict, load_from_disk
 from peft import PeftModel
 from safetensors.torch import load_file
-from training_runs import command, curve_of, failure
+from training_runs import command, curve_of, failure, save_replay
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
@@ -29,19 +29,16 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_dataset(tmp_path_factory.mktemp("data") / "prepared", train=14)
 
 
-def save_replay(file: Path, number: int) -> Path:
-    """Write a file of `number` short Python examples and return it."""
-    rows = [{"prompt": f"def f{i}(x):\n", "completion": f"    return x + {i}\n"} for i in range(number)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.mark.parametrize(("quantization", "precision"),
-                         [("none", "float32"), ("nf4", "float32"), ("nf4", "bf16")])
-def test_the_same_command_trains_with_and_without_nf4(quantization: str, precision: str, model_folder: Path,
-                                                      tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Training on a CPU fails or learns nothing, or its folder lacks what the next stages need."""
-    dataset = tiny_models.save_dataset(tmp_path / "data", train=4, validation=4)
+@pytest.mark.parametrize(("train_on", "quantization", "precision"), [
+    ("files", "none", "float32"), ("pairs", "none", "float32"), ("pairs", "nf4", "float32"),
+    ("files", "nf4", "bf16")])
+def test_the_same_command_trains_with_and_without_nf4(train_on: str, quantization: str, precision: str,
+                                                      model_folder: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture) -> None:
+    """Training on a CPU fails or learns nothing, or its folder lacks what the next stages need; with or
+    without whole files in the data set."""
+    files = train_on == "files"
+    dataset = tiny_models.save_dataset(tmp_path / "data", train=8 if files else 4, validation=4, files=files)
     output = tmp_path / "adapter"
     settings = ("--quantization", quantization, "--precision", precision, "--num_train_epochs", 24,
                 "--learning_rate", 3e-2, "--eval_steps", 12)
@@ -53,18 +50,28 @@ def test_the_same_command_trains_with_and_without_nf4(quantization: str, precisi
     validated = [row for row in curve if "validation_loss" in row]
     assert [row["step"] for row in validated] == [0, 12, 24]  # before the first step, during, after
     assert [row["examples"] for row in validated] == [0, 48, 96]
+    assert all(("one_chunk_loss" in row) is files for row in validated)
     manifest = json.loads((output / "manifest.json").read_text())
     assert set(manifest["outputs"]) == {p.name for p in output.iterdir()} - {"manifest.json"}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
             "training_curve.jsonl", "training_curve.png"} <= set(manifest["outputs"])
     assert manifest["arguments"]["learning_rate"] == 3e-2
+    assert manifest["arguments"]["train_on"] == train_on
     assert manifest["quantization"] == quantization
     assert manifest["summary"]["validation_loss_before"] == curve[0]["validation_loss"]
-    assert manifest["summary"]["validation_loss_after"] == curve[-1]["validation_loss"]
+    best = min(validated[1:], key=lambda row: row["validation_loss"])
+    assert manifest["summary"]["validation_loss_after"] == best["validation_loss"]
+    if files:
+        assert manifest["summary"]["one_chunk_loss_before"] == curve[0]["one_chunk_loss"]
+        assert manifest["summary"]["one_chunk_loss_after"] == best["one_chunk_loss"]
+        assert f"| {best['one_chunk_loss']:.4f} |" in (output / "report.md").read_text()
     assert manifest["counts"]["train_examples"] == 4
     assert not list((tmp_path / "adapter.checkpoints").glob("*"))
     assert (output / "training_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert f"wrote {output}" in capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr()
+    assert f"wrote {output}" in said.out.splitlines()[-1]
+    assert (f"note: {dataset} holds no whole files: training on its pairs" in said.err) is not files
+    assert ("4 sequences of whole files, of at most 512 tokens" in said.out) is files
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), output)
     assert AutoTokenizer.from_pretrained(output).eos_token == tiny_models.END_OF_TEXT
 

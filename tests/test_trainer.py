@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from datasets import load_from_disk
 from safetensors.torch import load_file
-from training_runs import command, curve_of, failure, summary_of, with_validation_losses
+from training_runs import (
+    arguments,
+    command,
+    curve_of,
+    failure,
+    save_replay,
+    summary_of,
+    with_validation_losses,
+)
 from transformers import AutoModelForCausalLM
 
 import train
 from pipeline.training import trainer
-from pipeline.training.examples import encode_examples, encode_splits
+from pipeline.training.data import encode_splits
+from pipeline.training.examples import EncodedExamples
 from pipeline.training.lora import add_adapters, load_base_model
 from pipeline.training.trainer import CompletionTrainer, training_arguments
 
@@ -58,7 +66,8 @@ def test_an_example_that_does_not_fit_at_all_is_one_line(model_folder: Path, dat
         return original(model, causal_model, batch)
 
     monkeypatch.setattr(trainer, "sum_of_losses", full)
-    assert "--max_length" in failure(command(model_folder, dataset_folder, tmp_path / "out"), capsys)
+    line = failure(command(model_folder, dataset_folder, tmp_path / "out"), capsys)
+    assert "lower --sequence_tokens and --max_length" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -89,15 +98,16 @@ def test_where_one_example_does_not_fit_its_activations_are_computed_twice(
         torch.testing.assert_close(checkpointed[name], whole[name], rtol=1e-4, atol=1e-6)
 
 
-def test_measured_memory_is_that_of_the_batch(model_folder: Path, dataset_folder: Path) -> None:
+def test_measured_memory_is_that_of_the_batch(model_folder: Path, dataset_folder: Path,
+                                              tmp_path: Path) -> None:
     """The measured bytes a token have nothing to do with the batch, so that auto is a guess."""
-    args = train.build_parser().parse_args(command(model_folder, dataset_folder, tmp_path))
+    args = arguments(model_folder, dataset_folder)
     tokenizer = tiny_models.make_tokenizer()
     data = encode_splits(args, tokenizer, train.DEFAULT_REPLAY_FRACTION)
     model = add_adapters(load_base_model(str(model_folder), None, "none", "float32"), args)
     settings = training_arguments(args, tmp_path, "float32", 2, train.WARMUP_RATIO)
     measuring = CompletionTrainer(model=model, args=settings, train_dataset=data.train,
-                                  eval_dataset=data.validation, replay_set=None, pad_token_id=0)
+                                  eval_dataset=data.validation, also={}, pad_token_id=0)
     one, four = (measuring.measure([data.train[0]] * n) for n in (1, 4))
     assert one[0] == pytest.approx(four[0], rel=0.2)  # a token costs the same in any batch
     hidden_states = 2 * 64 * 4  # at the least: what goes into each of the two blocks, in float32
@@ -106,22 +116,31 @@ def test_measured_memory_is_that_of_the_batch(model_folder: Path, dataset_folder
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
-def test_logged_validation_loss_is_that_of_all_labels(model_folder: Path, dataset_folder: Path,
-                                                      tmp_path: Path) -> None:
-    """The curve shows a mean of means, which weighs short batches too much, or the loss of another model."""
-    settings = ("--max_steps", 1, "--tokens_per_batch", 150)
-    train.main(command(model_folder, dataset_folder, tmp_path / "out", *settings))
-    split = load_from_disk(str(dataset_folder))["validation"]
-    prompts, completions = list(split["prompt"]), list(split["completion"])
-    rows = encode_examples(tiny_models.make_tokenizer(), prompts, completions, 1024)
-    model, losses = AutoModelForCausalLM.from_pretrained(model_folder), []
-    for i in range(len(rows)):
-        row = {key: torch.tensor([value]) for key, value in rows[i].items()}
-        with torch.no_grad():
-            logits, labels = model(row["input_ids"]).logits[0, :-1], row["labels"][0, 1:]
-        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        losses += each[labels != -100].tolist()
-    assert curve_of(tmp_path / "out")[0]["validation_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+def test_logged_validation_losses_are_those_of_all_labels(model_folder: Path, files_folder: Path,
+                                                          tmp_path: Path) -> None:
+    """The curve shows a mean of means, which weighs short batches too much, or the loss of another model or
+    behind another context."""
+    replay = save_replay(tmp_path / "replay.jsonl", 40)
+    settings = ("--max_steps", 1, "--tokens_per_batch", 150, "--replay_dataset", replay)
+    train.main(command(model_folder, files_folder, tmp_path / "out", *settings))
+    data = encode_splits(arguments(model_folder, files_folder, *settings), tiny_models.make_tokenizer(), 0.1)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+
+    def loss_of(rows: EncodedExamples) -> float:
+        losses = []
+        for i in range(len(rows)):
+            row = {key: torch.tensor([value]) for key, value in rows[i].items()}
+            with torch.no_grad():
+                logits, labels = model(row["input_ids"]).logits[0, :-1], row["labels"][0, 1:]
+            each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            losses += each[labels != -100].tolist()
+        return np.mean(losses)
+
+    before = curve_of(tmp_path / "out")[0]
+    assert before["validation_loss"] == pytest.approx(loss_of(data.validation), rel=1e-4)
+    assert before["one_chunk_loss"] == pytest.approx(loss_of(data.also["one_chunk"]), rel=1e-4)
+    assert before["replay_loss"] == pytest.approx(loss_of(data.also["replay"]), rel=1e-4)
+    assert before["one_chunk_loss"] != pytest.approx(before["validation_loss"], rel=2e-4)
 
 
 def test_the_adapter_of_the_lowest_validation_loss_is_saved(model_folder: Path, dataset_folder: Path,
@@ -137,6 +156,25 @@ def test_the_adapter_of_the_lowest_validation_loss_is_saved(model_folder: Path, 
     two, four = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("two", "four"))
     assert all(two[name].equal(four[name]) for name in two)
     assert "(step 2, the best)" in capsys.readouterr().out
+
+
+def test_the_best_adapter_is_that_of_the_longer_context(model_folder: Path, files_folder: Path,
+                                                        tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is best at going on from one chunk, with which no editor asks."""
+    longer, one_chunk = [5.0, 4.0, 3.0, 3.5], [6.0, 2.0, 5.0, 1.0]
+    both = [loss for pair in zip(longer, one_chunk, strict=True) for loss in pair]
+    settings = ("--lr_scheduler_type", "constant_with_warmup", "--eval_steps", 1, "--max_steps", 3)
+    with monkeypatch.context() as patch:
+        with_validation_losses(patch, both)
+        train.main(command(model_folder, files_folder, tmp_path / "out", *settings))
+    summary = summary_of(tmp_path / "out")
+    assert (summary["best_step"], summary["validation_loss_after"], summary["one_chunk_loss_after"]) == (
+        2, 3.0, 5.0)
+    with_validation_losses(monkeypatch, both)
+    settings = (*settings, "--early_stopping_patience", 1, "--max_steps", 5)
+    train.main(command(model_folder, files_folder, tmp_path / "stopped", *settings))
+    assert summary_of(tmp_path / "stopped")["steps"] == 3  # at the first validation that was no better
 
 
 def test_the_best_adapter_survives_an_interruption(model_folder: Path, dataset_folder: Path, tmp_path: Path,

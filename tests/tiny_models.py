@@ -104,19 +104,34 @@ def examples(number: int, seed: int) -> list[tuple[str, str]]:
 
 
 def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int = 6,
-                 chunk_tokens: int | None = None) -> Path:
+                 chunk_tokens: int | None = None, files: bool = False, pairs_per_file: int = 2) -> Path:
     """Save a data set of prompts and completions as preprocess_data.py does, and return its folder.
 
-    `chunk_tokens`: also write a manifest that gives this length of a chunk.
+    `chunk_tokens`: also write a manifest that gives this length of a chunk.  `files`: also write the whole
+    files, of `pairs_per_file` pairs one behind the other, and where in them each prompt begins (`start`).
     """
     from datasets import Dataset, DatasetDict
 
-    splits = {}
+    from pipeline.preparation.writing import EXAMPLE, FILE
+
+    splits, texts = {}, {}
     for seed, (name, number) in enumerate((("train", train), ("validation", validation), ("test", test))):
         pairs = examples(number, seed)
-        splits[name] = Dataset.from_dict({
-            "prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs],
-            "source_line": [1 + i // 2 for i in range(number)]})
+        columns = {"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs],
+                   "source_line": [1 + i // pairs_per_file for i in range(number)]}
+        pieces = [prompt + completion for prompt, completion in pairs]
+        begins = range(0, number, pairs_per_file)
+        columns["start"] = [len("".join(pieces[i - i % pairs_per_file:i])) for i in range(number)]
+        lines = [1 + i for i in range(len(begins))]
+        rows = {"text": ["".join(pieces[i:i + pairs_per_file]) for i in begins], "source_line": lines,
+                "repository": ["code"] * len(lines), "path": [f"{name}/File{line}.kt" for line in lines],
+                "license_file": [None] * len(lines)}
+        texts[name] = Dataset.from_dict(rows, features=FILE)
+        splits[name] = Dataset.from_dict(columns, features=EXAMPLE)
+    if files:
+        DatasetDict(texts).save_to_disk(str(folder / "files"))
+    else:
+        splits = {name: split.remove_columns("start") for name, split in splits.items()}
     DatasetDict(splits).save_to_disk(str(folder))
     if chunk_tokens is not None:
         manifest = {"manifest_version": 1, "arguments": {"chunk_tokens": chunk_tokens}, "data_hash": "tiny",

@@ -1,4 +1,5 @@
 """Small runs of train.py, and what they leave behind: what the tests of stage 3 share."""
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def command(model: Path, dataset: Path, output: Path, *more: object) -> list[str
     return [str(part) for part in (*places, *settings, *more)]
 
 
+def arguments(model: Path, dataset: Path, *more: object) -> argparse.Namespace:
+    """Return the parsed arguments of a small run whose output does not matter."""
+    return train.build_parser().parse_args(command(model, dataset, Path("adapter"), *more))
+
+
 def failure(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     """Run the stage, which has to fail with exit code 1 and one line, and return that line."""
     with pytest.raises(SystemExit) as stop:
@@ -36,9 +42,21 @@ def curve_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "training_curve.jsonl").read_text().splitlines()]
 
 
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Return a run's manifest."""
+    return json.loads((folder / "manifest.json").read_text())
+
+
 def summary_of(folder: Path) -> dict[str, Any]:
     """Return the summary in a run's manifest."""
-    return json.loads((folder / "manifest.json").read_text())["summary"]
+    return manifest_of(folder)["summary"]
+
+
+def save_replay(file: Path, number: int) -> Path:
+    """Write a file of `number` short Python examples and return it."""
+    rows = [{"prompt": f"def f{i}(x):\n", "completion": f"    return x + {i}\n"} for i in range(number)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 def encoded_rows(number: int = 7, seed: int = 5) -> list[dict[str, list[int]]]:

@@ -26,9 +26,11 @@ def trivial_predictions(task: Task, train: Any, seed: int) -> dict[str, list[str
     prompts = [example.prompt for example in task.examples]
     last_lines = f"the prompt's last {median} line{'s' * (median > 1)}"
     found = {"nothing": [""] * len(prompts),
+             "the line before": ["\n".join(lines(prompt)[-1:]) for prompt in prompts],
              last_lines: ["\n".join(lines(prompt)[-median:]) for prompt in prompts]}
     if train is not None and len(train):
-        found["most similar training completion"] = similar_completions(prompts, train, seed)
+        chunks = [example.chunk or example.prompt for example in task.examples]
+        found["most similar training completion"] = similar_completions(chunks, train, seed)
     return found
 
 

@@ -14,7 +14,7 @@ from pipeline.files import MANIFEST, combined_hash, sha256_file
 from pipeline.hub import hub_errors, hub_files
 from pipeline.manifests import MODEL_FILES, check_manifest
 from pipeline.models import torch_dtype
-from pipeline.tokenizers import check_local_model, model_errors
+from pipeline.tokenizers import check_local_model, load_tokenizer, model_errors
 
 
 @dataclass
@@ -97,6 +97,18 @@ def load_model(source: ModelSource, base: ModelSource, precision: str) -> Any:
             raise PipelineError(f"model {source.name}: its adapter does not fit {base.name}: "
                                 f"{str(error).splitlines()[0]}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def load_tokenizers(sources: list[ModelSource], override: str | None) -> list[Any]:
+    """Return the tokenizer of each model: its own; an adapter has the base's.
+
+    `override` names that of the fine-tuned model, which is the second.
+    """
+    base = load_tokenizer(sources[0].name, sources[0].commit)
+    if override:
+        return [base, load_tokenizer(override)]
+    tuned = sources[1]
+    return [base, base if tuned.adapter else load_tokenizer(tuned.name, tuned.commit)]
 
 
 def warn_of_another_base(base: ModelSource, manifest: dict[str, Any] | None) -> None:

@@ -4,16 +4,20 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.evaluation.scores import LOWER_IS_BETTER, SHOWN
+from pipeline.evaluation.scores import LOSS, LOSS_BYTE, LOWER_IS_BETTER, NEXT_LINE, NEXT_LINE_SIMILARITY
+
+CHARTED = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "BLEU", LOSS)
 
 
 def draw_chart(metrics: dict[str, Any], file: Any) -> None:
-    """Draw each score of both models with its 95 % interval as a PNG, a row a set."""
+    """Draw the scores of CHARTED of both models with their 95 % intervals as a PNG, a row a set."""
     sets = metrics["sets"]
-    figure = Figure(figsize=(3 * len(SHOWN), 3.2 * len(sets)), layout="constrained")
-    axes = figure.subplots(len(sets), len(SHOWN), squeeze=False)
+    figure = Figure(figsize=(3 * len(CHARTED), 3.2 * len(sets)), layout="constrained")
+    axes = figure.subplots(len(sets), len(CHARTED), squeeze=False)
     for row, (set_name, entry) in zip(axes, sets.items(), strict=True):
-        for axis, score in zip(row, SHOWN, strict=True):
+        for axis, score in zip(row, CHARTED, strict=True):
+            if score == LOSS and LOSS not in entry["scores"]:
+                score = LOSS_BYTE
             cell = entry["scores"][score]
             for place, (key, color) in enumerate((("base", "#9aa5b1"), ("fine_tuned", "#7f52ff"))):
                 low, high = cell[f"{key}_interval"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import rapidfuzz
+import sacrebleu
 import torch
 import transformers
 
@@ -18,49 +19,55 @@ from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.scores import LOSS, Scores, compare
 from pipeline.evaluation.tasks import Task
 from pipeline.evaluation.vllm import generate_with_vllm, load_vllm
+from pipeline.tokenizers import tokenizer_identity
 
 Predictions = dict[tuple[int, str], list[str]]  # by number of the model and name of the set
+Ended = dict[tuple[int, str], list[bool]]
 Losses = dict[tuple[int, str], list[tuple[float, int]]]  # (nats, tokens) of each reference
 
 
 def evaluate(sources: list[ModelSource], tasks: list[Task], args: argparse.Namespace, precision: str,
-             device: str, tokenizer: Any, processes: Processes) -> tuple[Predictions, Losses]:
-    """Return each model's predictions, and the loss of each reference.
+             device: str, tokenizers: list[Any], processes: Processes) -> tuple[Predictions, Ended, Losses]:
+    """Return each model's predictions, whether they ended by themselves, and the loss of each reference.
 
     Both come from files in --output_dir as far as these go.  Of several processes, only the first gets them.
     """
     predictions: Predictions = {}
+    ended: Ended = {}
     losses: Losses = {}
     folder = args.output_dir / "predictions"
-    for which, source in enumerate(sources):
+    for which, (source, tokenizer) in enumerate(zip(sources, tokenizers, strict=True)):
         # each is loaded where it is needed first, and let go before the next
         model = functools.cache(lambda source=source: load_model(source, sources[0], precision))
         writer, generate = model, generate_batch
         if args.engine == "vllm":
             writer = functools.cache(lambda source=source: load_vllm(source, precision))
             generate = generate_with_vllm
-        headers = {task.name: prediction_header(task, source, sources[0], args, precision, device)
+        headers = {task.name: prediction_header(task, source, sources[0], args, precision, device, tokenizer)
                    for task in tasks}
         for task in tasks:
-            predictions[which, task.name] = predict(source, writer, tokenizer, task, headers[task.name],
-                                                    folder, args.batch_size, generate, processes)
+            predictions[which, task.name], ended[which, task.name] = predict(
+                source, writer, tokenizer, task, headers[task.name], folder, args.batch_size, generate,
+                processes)
         if writer is not model:
             writer.cache_clear()
         for task in tasks:
             losses[which, task.name] = reference_losses(source, model, tokenizer, task, headers[task.name],
                                                         folder, processes)
         model.cache_clear()
-    return predictions, losses
+    return predictions, ended, losses
 
 
-def signature(task: Task, args: argparse.Namespace, precision: str) -> str:
+def signature(task: Task, args: argparse.Namespace, precision: str, same_tokenizer: bool = True) -> str:
     """Return the settings of a score on one line."""
     return "|".join([f"data:{task.dataset}", f"n:{len(task.examples)}",
                      *(f"{key}:{value[:16] if 'hash' in key or 'sha' in key else value}"
                        for key, value in task.settings.items() if key != "file"),
+                     *([] if same_tokenizer else ["tokens:each model's own"]),
                      f"budget:{task.max_new_tokens}", "decoding:greedy", f"precision:{precision}",
                      f"batch:{args.batch_size}", f"seed:{args.seed}",
                      f"similarity:rapidfuzz-{rapidfuzz.__version__}",
+                     f"chrF:sacrebleu-{sacrebleu.__version__}",
                      f"transformers:{transformers.__version__}", f"torch:{torch.__version__}"])
 
 
@@ -73,26 +80,35 @@ def summarize_change(change: np.ndarray) -> dict[str, Any]:
                                   strict=True))}
 
 
-def score_set(task: Task, predictions: list[list[str]], losses: list[list[tuple[float, int]]], tokenizer: Any,
-              args: argparse.Namespace, precision: str) -> tuple[dict[str, Any], np.ndarray]:
+def score_set(task: Task, predictions: list[list[str]], ended: list[list[bool]],
+              losses: list[list[tuple[float, int]]], tokenizers: list[Any], args: argparse.Namespace,
+              precision: str) -> tuple[dict[str, Any], np.ndarray]:
     """Return what metrics.json says of a set, and the change of each example's edit similarity.
 
-    Of the predictions and the losses, those of the base come first.
+    Of each list, what belongs to the base comes first.  Where the tokenizers differ, the scores that count
+    tokens are left out: the loss a byte can be compared.
     """
-    def lengths(texts: list[str]) -> list[int]:
+    def lengths(tokenizer: Any, texts: list[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False,
                                               split_special_tokens=True)["input_ids"]]
 
-    models = [Scores(task, texts, lengths(texts), nats)
-              for texts, nats in zip(predictions, losses, strict=True)]
+    same = tokenizer_identity(tokenizers[0]) == tokenizer_identity(tokenizers[1])
+    models = [Scores(task, texts, lengths(tokenizer, texts) if same else None,
+                     nats if same else [(nats, np.nan) for nats, _ in nats], ends)
+              for texts, ends, nats, tokenizer in zip(predictions, ended, losses, tokenizers, strict=True)]
     cells, change = compare(*models, args.seed), models[1].similarity - models[0].similarity
-    perplexity = {key: np.exp(cells[LOSS][key]).round(4).tolist()
-                  for key in ("base", "base_interval", "fine_tuned", "fine_tuned_interval")}
-    references = lengths([example.completion for example in task.examples])
-    entry = {"examples": len(task.examples), "signature": signature(task, args, precision), "scores": cells,
-             "perplexity": perplexity, "reference_length": round(float(np.mean(references)), 4),
+    references = lengths(tokenizers[0], [example.completion for example in task.examples])
+    entry = {"examples": len(task.examples), "signature": signature(task, args, precision, same),
+             "scores": cells, "reference_length": round(float(np.mean(references)), 4),
              "change": summarize_change(change)}
+    ends = [example.ends for example in task.examples]
+    if None not in ends:
+        entry["reference_ended"] = round(100 * float(np.mean(ends)), 4)
+    if LOSS in cells:
+        entry["perplexity"] = {key: np.exp(cells[LOSS][key]).round(4).tolist()
+                               for key in ("base", "base_interval", "fine_tuned", "fine_tuned_interval")}
     if args.baselines:
-        train = load_examples(args.dataset, (), verify=False).get("train") if task.name == "Kotlin" else None
+        kotlin = task.name.startswith("Kotlin")
+        train = load_examples(args.dataset, (), verify=False).get("train") if kotlin else None
         entry["baselines"] = against_baselines(task, models, train, args.seed)
     return entry, change

@@ -9,7 +9,7 @@ import torch
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, prediction_file
-from pipeline.evaluation.tasks import Task
+from pipeline.evaluation.tasks import Task, prompts_of
 from pipeline.models import left_padded
 from pipeline.tokenizers import encode_prompts
 
@@ -44,11 +44,11 @@ def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: A
     `header` is that of the predictions, of which the loss depends on a part.  Prompt and completion are
     tokenized apart, as train.py does it.
     """
-    keys = ("model", "base_model", "set", "examples", *task.settings, "precision", "device", "torch",
-            "transformers")
+    keys = ("model", "base_model", "tokenizer", "set", "examples", *task.settings, "precision", "device",
+            "torch", "transformers")
     header = {"loss": "reference", "batch_tokens": LOSS_BATCH_TOKENS} | {key: header[key] for key in keys}
     file = prediction_file(folder, source, task, header).with_suffix(".losses.jsonl")
-    prompts = encode_prompts(tokenizer, [example.prompt for example in task.examples])
+    prompts = encode_prompts(tokenizer, prompts_of(task, tokenizer))
     completions = tokenizer([example.completion for example in task.examples], add_special_tokens=False,
                             split_special_tokens=True, return_attention_mask=False)["input_ids"]
     rows = [(prompt or [tokenizer.eos_token_id], completion)

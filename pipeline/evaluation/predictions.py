@@ -17,20 +17,21 @@ from pipeline.evaluation.decoding import (
 )
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, note_other_settings, prediction_file
-from pipeline.evaluation.tasks import Task
-from pipeline.tokenizers import encode_prompts
+from pipeline.evaluation.tasks import Task, prompts_of
+from pipeline.tokenizers import encode_prompts, tokenizer_identity
 
 
 def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task, header: dict[str, Any],
             folder: Path, batch_size: int, generate: Callable[..., list[dict[str, Any]]] = generate_batch,
-            processes: Processes = ALONE) -> list[str]:
-    """Return the raw predictions of every example, from the file of an earlier run where it has them.
+            processes: Processes = ALONE) -> tuple[list[str], list[bool]]:
+    """Return the raw prediction of every example, from the file of an earlier run where it has them, and
+    whether it ended by itself.
 
     `model` loads the model, and is called only if something is missing.
     """
     # a model has to go on from something, even where the prompt is empty
     prompts = [ids or [tokenizer.eos_token_id]
-               for ids in encode_prompts(tokenizer, [example.prompt for example in task.examples])]
+               for ids in encode_prompts(tokenizer, prompts_of(task, tokenizer))]
     file, at_most = prediction_file(folder, source, task, header), batch_size
     if processes.rank == 0:
         note_other_settings(file, header)
@@ -47,14 +48,15 @@ def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task:
     batches = plan_batches([len(p) for p in prompts], batch_size, task.max_new_tokens)
     what = f"{Path(source.name).name} on {task.name}"
     rows = complete_rows(file, header, batches, task, make, what, processes)
-    return [row["prediction"] for row in rows]
+    return [row["prediction"] for row in rows], [row["ended"] for row in rows]
 
 
 def prediction_header(task: Task, source: ModelSource, base: ModelSource, args: argparse.Namespace,
-                      precision: str, device: str) -> dict[str, Any]:
+                      precision: str, device: str, tokenizer: Any) -> dict[str, Any]:
     """Return all that a model's predictions of a set depend on: the first line of their file."""
     return {"model": source.identity, "base_model": base.identity if source.adapter else None,
-            "set": task.name, "examples": [example.id for example in task.examples], **task.settings,
+            "tokenizer": tokenizer_identity(tokenizer), "set": task.name,
+            "examples": [example.id for example in task.examples], **task.settings,
             "max_new_tokens": task.max_new_tokens, "decoding": "greedy", "engine": args.engine,
             "precision": precision, "batch_size": args.batch_size, "batch_tokens": BATCH_TOKENS,
             "prefill_padding": PREFILL_PADDING, "device": device.split(",")[0],  # not the number of threads

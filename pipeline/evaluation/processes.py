@@ -1,7 +1,9 @@
 """The processes that torchrun starts, which share the examples of a set out."""
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -18,6 +20,13 @@ class Processes:
         """Wait until every process has come here."""
         if self.number > 1:
             torch.distributed.barrier()
+
+    def agree(self, make: Callable[[], Any]) -> Any:
+        """Return in every process what the first one's `make` returns; the others do not call theirs."""
+        found = [make() if self.rank == 0 else None]
+        if self.number > 1:
+            torch.distributed.broadcast_object_list(found)
+        return found[0]
 
 
 ALONE = Processes()

@@ -22,7 +22,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import yaml_dump
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.evaluation.scores import LOSS
+from pipeline.evaluation.scores import LOSS, NEXT_LINE, NEXT_LINE_SIMILARITY
 from pipeline.evaluation.tasks import Task
 from pipeline.files import MANIFEST, atomic_file, output_lock
 from pipeline.hub import check_hub_write, hub_errors
@@ -30,8 +30,8 @@ from pipeline.hub_commits import commit_files
 from pipeline.manifests import sealed_manifest
 
 CARD = "README.md"
-CARD_METRICS = {"edit similarity": "edit_similarity", "BLEU": "bleu", "first line exact, %": "exact_match",
-                LOSS: "loss"}
+CARD_METRICS = {NEXT_LINE: "exact_match", NEXT_LINE_SIMILARITY: "next_line_similarity",
+                "edit similarity": "edit_similarity", "BLEU": "bleu", "chrF": "chrf", LOSS: "loss"}
 
 
 def check_card_target(args: argparse.Namespace) -> None:
@@ -46,18 +46,24 @@ def check_card_target(args: argparse.Namespace) -> None:
 
 def card_results(metrics: dict[str, Any], tasks: list[Task]) -> list[EvalResult]:
     """Return the fine-tuned model's scores as a card holds them; the `dataset_type` of a hub data set is its
-    hub name, that of another the name of its file or folder."""
+    hub name, that of another the name of its file or folder.
+
+    A card has one entry for all scores on a data set: what differs between its sets stands with each score.
+    """
     results = []
     for task in tasks:
         entry = metrics["sets"][task.name]
-        for score, kind in CARD_METRICS.items():
+        language, *behind = task.name.split(", ")  # e.g. "512 tokens of context"
+        kind = f"_behind_{task.context_tokens}_tokens" if task.context_tokens else ""
+        for score in (score for score in CARD_METRICS if score in entry["scores"]):
             cell = entry["scores"][score]
             results.append(EvalResult(
                 task_type="text-generation", task_name="code completion", dataset_type=task.dataset,
-                dataset_split="test", dataset_name=f"{task.name}: {task.dataset}",
-                dataset_args={"settings": entry["signature"]}, metric_type=kind, metric_name=score,
-                metric_value=cell["fine_tuned"], metric_args={"interval_95": cell["fine_tuned_interval"],
-                                                              "base_model": cell["base"], "p": cell["p"]}))
+                dataset_split="test", dataset_name=f"{language}: {task.dataset}",
+                metric_type=CARD_METRICS[score] + kind, metric_name=", ".join([score, *behind]),
+                metric_value=cell["fine_tuned"],
+                metric_args={"interval_95": cell["fine_tuned_interval"], "base_model": cell["base"],
+                             "p": cell["p"], "settings": entry["signature"]}))
     return results
 
 

@@ -8,10 +8,25 @@ import pandas
 
 from pipeline.evaluation.baselines import BASELINE_EXAMPLES
 from pipeline.evaluation.charts import draw_changes, draw_chart
-from pipeline.evaluation.scores import LENGTH, LOWER_IS_BETTER, RESAMPLES, SHOWN, SIGNIFICANT, Scores
+from pipeline.evaluation.scores import (
+    ENDED,
+    JUDGED,
+    LENGTH,
+    LOSS,
+    LOSS_BYTE,
+    LOWER_IS_BETTER,
+    NEXT_LINE,
+    NEXT_LINE_SIMILARITY,
+    RESAMPLES,
+    SHOWN,
+    SIGNIFICANT,
+    Scores,
+)
 from pipeline.evaluation.tasks import Task
 from pipeline.files import atomic_file, write_json
 from pipeline.markdown import fenced, table_as_markdown
+
+BASELINE_SHOWN = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity")  # of a baseline in the printed table
 
 
 def shown_with_interval(value: float, interval: list[float], sign: str = "") -> str:
@@ -19,11 +34,19 @@ def shown_with_interval(value: float, interval: list[float], sign: str = "") -> 
     return f"{value:{sign}.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
+def shown_scores(cells: dict[str, Any], scores: tuple[str, ...] = SHOWN) -> list[str]:
+    """Return those of the scores that a set has; the loss a byte stands in for a loss a token that it has
+    not."""
+    found = [LOSS_BYTE if score == LOSS and LOSS not in cells else score for score in scores]
+    return [score for score in dict.fromkeys(found) if score in cells]
+
+
 def make_table(metrics: dict[str, Any], scores: tuple[str, ...] = SHOWN) -> Any:
     """Return the pandas table of the comparison, at most 100 characters wide without the set."""
     rows = []
     for set_name, entry in metrics["sets"].items():
-        for score, cell in ((score, entry["scores"][score]) for score in scores if score in entry["scores"]):
+        for score, cell in ((score, entry["scores"][score]) for score in shown_scores(entry["scores"],
+                                                                                      scores)):
             base, tuned, difference = (
                 shown_with_interval(cell[key], cell[f"{key}_interval"], "+" if key == "difference" else "")
                 for key in ("base", "fine_tuned", "difference"))
@@ -33,13 +56,14 @@ def make_table(metrics: dict[str, Any], scores: tuple[str, ...] = SHOWN) -> Any:
     return pandas.DataFrame(rows)
 
 
-def baseline_table(metrics: dict[str, Any]) -> Any:
-    """Return the pandas table of the trivial baselines, as wide at most; empty without --baselines."""
+def baseline_table(metrics: dict[str, Any], scores: tuple[str, ...] = BASELINE_SHOWN) -> Any:
+    """Return the pandas table of the trivial baselines, with BASELINE_SHOWN as wide at most; empty without
+    --baselines."""
     rows = []
     for set_name, entry in metrics["sets"].items():
         for name, baseline in entry.get("baselines", {}).items():
             cells = {score: shown_with_interval(**baseline["scores"][score])
-                     for score in SHOWN if score in baseline["scores"]}
+                     for score in scores if score in baseline["scores"]}
             rows.append({"set": f"{set_name}, n={entry['examples']}", "trivial baseline": name, **cells})
     return pandas.DataFrame(rows)
 
@@ -48,22 +72,27 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
     """Return what belongs below the table: what was compared, how, what was lost, and what no model beats."""
     notes = [f"base: {metrics['base_model']}; fine-tuned: {metrics['fine_tuned']}",
              f"95 % bootstrap intervals, {RESAMPLES} resamples by source file; p: paired approximate "
-             f"randomization; * significant at {SIGNIFICANT}; of the loss, less is better"]
+             f"randomization; * significant at {SIGNIFICANT}; of the loss, less is better; next line: the "
+             "first of the completion that holds anything"]
     notes += [f"{name}: {entry['signature']}" for name, entry in metrics["sets"].items()]
+    notes += [f"{name}: {entry['reference_ended']:.1f} % of the references end there (their file, or the "
+              f"method), which \"{ENDED}\" of the predictions is to be compared with"
+              for name, entry in metrics["sets"].items() if "reference_ended" in entry]
     if any(entry.get("baselines") for entry in metrics["sets"].values()):
-        notes.append("trivial baselines: as many last lines of the prompt as the median reference has; "
-                     "the completion of the training prompt with the largest Jaccard index of words, "
-                     f"among at most {BASELINE_EXAMPLES} drawn")
+        notes.append("trivial baselines: the line before; as many last lines of the prompt as the median "
+                     "reference has; the completion of the training prompt with the largest Jaccard index of "
+                     f"words, among at most {BASELINE_EXAMPLES} drawn")
     for name, entry in metrics["sets"].items():
-        for score, cell in ((score, entry["scores"][score]) for score in SHOWN if score in entry["scores"]):
+        for score, cell in ((score, entry["scores"][score]) for score in shown_scores(entry["scores"],
+                                                                                      JUDGED)):
             worse = cell["difference"] > 0 if score in LOWER_IS_BETTER else cell["difference"] < 0
-            if name.startswith("CodeXGLUE") and cell["p"] < SIGNIFICANT and worse:
-                notes.append(f"WARNING: {score} on {name} became significantly worse: "
-                             "the model forgot some Python")
+            if cell["p"] < SIGNIFICANT and worse:
+                python = ": the model forgot some Python" if name.startswith("CodeXGLUE") else ""
+                notes.append(f"WARNING: {score} on {name} became significantly worse{python}")
         for which, model in (("base", "the base model"), ("fine_tuned", "the fine-tuned model")):
             for baseline, found in entry.get("baselines", {}).items():
                 missed = [score for score, cell in found[which].items()
-                          if score in SHOWN and not (cell["difference"] > 0 and cell["p"] < SIGNIFICANT)]
+                          if score in JUDGED and not (cell["difference"] > 0 and cell["p"] < SIGNIFICANT)]
                 if missed:
                     notes.append(f'NOT BETTER: {model} on {name} does not significantly beat "{baseline}" '
                                  f"in {', '.join(missed)}")
@@ -101,25 +130,33 @@ def examples_to_show(change: np.ndarray, seed: int) -> dict[str, list[int]]:
             "random": random.Random(seed).sample(rest, min(len(rest), 10 - len(gains) - len(losses)))}
 
 
+def token_scores(entry: dict[str, Any]) -> list[str]:
+    """Return what a report says of perplexity and lengths; nothing where the models count in other tokens."""
+    if "perplexity" not in entry:
+        return ["- the models have different tokenizers: what counts tokens is not compared\n"]
+    perplexity, length = entry["perplexity"], entry["scores"][LENGTH]
+    base, tuned = (shown_with_interval(perplexity[key], perplexity[f"{key}_interval"])
+                   for key in ("base", "fine_tuned"))
+    return [f"- perplexity of the reference: base {base}, fine-tuned {tuned}\n"
+            f"- mean length in tokens: reference {entry['reference_length']:.1f}, "
+            f"base {length['base']:.1f}, fine-tuned {length['fine_tuned']:.1f}\n"]
+
+
 def write_report(metrics: dict[str, Any], tasks: list[Task], predictions: dict[tuple[int, str], list[str]],
                  changes: dict[str, np.ndarray], folder: Path, seed: int) -> None:
     """Write report.md and change.png: every score, how the examples changed, and ten of each set."""
     parts = [f"# {metrics['fine_tuned']} against {metrics['base_model']}\n",
              table_as_markdown(make_table(metrics, Scores.NAMES)),
              "\n".join(f"- {note}" for note in make_notes(metrics)) + "\n", "![Scores](chart.png)\n"]
-    if len(table := baseline_table(metrics)):
+    if len(table := baseline_table(metrics, JUDGED)):
         parts += ["## Trivial baselines\n", table_as_markdown(table)]
     parts += ["## Change of each example\n", "![Change of the edit similarity](change.png)\n"]
     for task in tasks:
         entry = metrics["sets"][task.name]
-        change, perplexity, length = entry["change"], entry["perplexity"], entry["scores"][LENGTH]
-        base, tuned = (shown_with_interval(perplexity[key], perplexity[f"{key}_interval"])
-                       for key in ("base", "fine_tuned"))
+        change = entry["change"]
         quantiles = ", ".join(f"{percent} %: {value:+.1f}" for percent, value in change["quantiles"].items())
         parts += [f"## {task.name}\n",
-                  f"- perplexity of the reference: base {base}, fine-tuned {tuned}\n"
-                  f"- mean length in tokens: reference {entry['reference_length']:.1f}, "
-                  f"base {length['base']:.1f}, fine-tuned {length['fine_tuned']:.1f}\n"
+                  *token_scores(entry),
                   f"- edit similarity: {change['better']} examples became better, {change['equal']} stayed, "
                   f"{change['worse']} became worse; quantiles of the change: {quantiles}\n"]
         for kind, chosen in examples_to_show(changes[task.name], seed).items():

@@ -23,7 +23,9 @@ def prediction_file(folder: Path, source: ModelSource, task: Task, header: dict[
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:12]
     name = Path(source.name).name if looks_like_path(source.name) else source.name
     model = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    return folder / f"{model}.{task.name.split()[0].lower()}.{digest}.jsonl"
+    set_name = task.name.split()[0].strip(",").lower() + (f"-{task.context_tokens}" if task.context_tokens
+                                                          else "")
+    return folder / f"{model}.{set_name}.{digest}.jsonl"
 
 
 def note_other_settings(file: Path, header: dict[str, Any]) -> None:

@@ -5,15 +5,20 @@ import numpy as np
 from rapidfuzz import fuzz
 
 from bleu import bleu_of_sums, corpus_statistics
+from pipeline.evaluation.chrf import chrf_of_sums, chrf_statistics
 from pipeline.evaluation.tasks import Task, first_line
 
 RESAMPLES, INTERVAL = 2000, (2.5, 97.5)
 RESAMPLE_BLOCK = 100  # resamples whose weights are in memory at one time
 SIGNIFICANT = 0.05
+NEXT_LINE, NEXT_LINE_SIMILARITY = "next line exact, %", "next line similarity"
 LOSS = "loss, nats a token"  # of the reference behind its prompt; its exponential is the perplexity
-SHOWN = ("edit similarity", "BLEU", "first line exact, %", LOSS)  # in the table that is printed
+LOSS_BYTE = "loss, nats a byte"  # the same; what alone can be compared where the tokenizers differ
+ENDED = "ended by itself, %"  # of the predictions, before their budget; neither more nor less is better
 LENGTH = "mean length, tokens"  # of the predictions
-LOWER_IS_BETTER = {LOSS}
+JUDGED = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "BLEU", "chrF", LOSS)
+SHOWN = (*JUDGED, ENDED)  # in the table that is printed
+LOWER_IS_BETTER = {LOSS, LOSS_BYTE}
 
 
 def edit_similarity(reference: str, prediction: str) -> float:
@@ -25,24 +30,31 @@ class Scores:
     """The scores of one model on one set, for the whole set and for resamples of it.
 
     Every score is a function of sums over examples; the sums are kept for each group (source file), because
-    examples of one file are not independent.  Without `lengths` (tokens of the predictions) or `losses` (nats
-    and tokens of the references) the scores that need them are NaN.
+    examples of one file are not independent.  Without `lengths` (tokens of the predictions), `losses` (nats
+    and tokens of the references) or `ended` the scores that need them are NaN.
     """
-    NAMES = ("edit similarity", "edit similarity, unrounded", "BLEU", "first line exact, %", LOSS, LENGTH)
+    NAMES = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "edit similarity, unrounded", "BLEU", "chrF",
+             LOSS, LOSS_BYTE, ENDED, LENGTH)
 
     def __init__(self, task: Task, predictions: list[str], lengths: list[int] | None = None,
-                 losses: list[tuple[float, int]] | None = None):
+                 losses: list[tuple[float, int]] | None = None, ended: list[bool] | None = None):
         references = [example.reference for example in task.examples]
         normalized = [task.normalize(prediction) for prediction in predictions]
+        lines = [(example.first_line, first_line(prediction, task.normalize))
+                 for prediction, example in zip(predictions, task.examples, strict=True)]
         self.similarity = np.array([edit_similarity(reference, prediction)
                                     for reference, prediction in zip(references, normalized, strict=True)])
-        exact = np.array([100.0 * (first_line(prediction, task.normalize) == example.first_line)
-                          for prediction, example in zip(predictions, task.examples, strict=True)])
         missing = np.full(len(references), np.nan)
         nats, tokens = (missing, missing) if losses is None else zip(*losses, strict=True)
-        columns = np.column_stack([np.ones(len(references)), self.similarity.round(), self.similarity, exact,
-                                   missing if lengths is None else lengths, nats, tokens,
-                                   corpus_statistics(references, normalized)])
+        means = [[100.0 * (reference == line) for reference, line in lines],
+                 [round(edit_similarity(reference, line)) for reference, line in lines],
+                 self.similarity.round(), self.similarity,
+                 missing if ended is None else [100.0 * end for end in ended],
+                 missing if lengths is None else lengths]
+        columns = np.column_stack([np.ones(len(references)), *means, nats, tokens,
+                                   [len(example.completion.encode()) for example in task.examples],
+                                   corpus_statistics(references, normalized),
+                                   chrf_statistics(references, normalized)])
         _, group = np.unique([example.group for example in task.examples], return_inverse=True)
         self.sums = np.zeros((group.max() + 1, columns.shape[1]))
         np.add.at(self.sums, group, columns)
@@ -50,10 +62,14 @@ class Scores:
     @staticmethod
     def of(sums: np.ndarray) -> np.ndarray:
         """Return (..., scores) in the order of NAMES for (..., columns) sums."""
-        rounded, similarity, exact, length = np.moveaxis(sums[..., 1:5] / sums[..., :1], -1, 0)
-        nats, tokens = sums[..., 5], sums[..., 6]
-        loss = np.divide(nats, tokens, out=np.full_like(nats, np.nan), where=tokens > 0)
-        return np.stack([rounded, similarity, bleu_of_sums(sums[..., 7:]), exact, loss, length], axis=-1)
+        exact, line, rounded, similarity, ended, length = np.moveaxis(sums[..., 1:7] / sums[..., :1], -1, 0)
+        nats, tokens, size = (sums[..., column] for column in (7, 8, 9))
+        a_token, a_byte = (np.divide(nats, number, out=np.full_like(nats, np.nan), where=number > 0)
+                           for number in (tokens, size))
+        bleu = bleu_of_sums(sums[..., 10:20])
+        chrf = chrf_of_sums(sums[..., 20:])
+        return np.stack([exact, line, rounded, similarity, bleu, chrf, a_token, a_byte, ended, length],
+                        axis=-1)
 
 
 def bootstrap_sums(tables: list[np.ndarray], seed: int) -> list[np.ndarray]:

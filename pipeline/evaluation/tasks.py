@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets import draw, load_examples
+from pipeline.contexts import FileTexts, contexts_of, find_cuts
+from pipeline.datasets import draw, load_examples, load_files
 from pipeline.errors import PipelineError
 from pipeline.hub import find_manifest
 
 DEFAULT_CHUNK_TOKENS = 100
+CHARACTERS_KEPT = 40  # of a file, for each token of context: more than any language has
 
 
 @dataclass
@@ -23,6 +25,10 @@ class Example:
     first_line: str  # the first line of the reference, normalized
     group: int  # examples of one group (one source file) are resampled together
     completion: str = ""  # the reference as it would stand behind the prompt
+    # whether something ends behind the reference: its file, or the method; None: nobody knows
+    ends: bool | None = True
+    before: str = ""  # what stands before it, for a prompt of `Task.context_tokens`
+    chunk: str = ""  # the pair's own prompt, where `prompt` is a longer one
 
 
 @dataclass
@@ -36,6 +42,8 @@ class Task:
     end_of_prediction: Callable[[str], int | None] | None
     settings: dict[str, Any] = field(default_factory=dict)
     dataset: str = ""  # hub name, or name of the file or folder
+    # of the file before the cut, in each model's own tokens; 0: the examples' prompts
+    context_tokens: int = 0
 
 
 def first_line(text: str, normalize: Callable[[str], str]) -> str:
@@ -58,22 +66,53 @@ def chunk_tokens(dataset: str) -> int:
     return DEFAULT_CHUNK_TOKENS
 
 
-def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int) -> Task:
-    """Return the task of the data set's test split; `max_new_tokens` 0: the length of its chunks."""
+def prompts_of(task: Task, tokenizer: Any) -> list[str]:
+    """Return what a model with this tokenizer is asked with: `context_tokens` are counted in its own
+    tokens."""
+    if not task.context_tokens:
+        return [example.prompt for example in task.examples]
+    return contexts_of(tokenizer, [example.before for example in task.examples], task.context_tokens)
+
+
+def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, context_tokens: int = 0,
+                tokenizer: Any = None) -> Task | None:
+    """Return the task of the data set's test split; `max_new_tokens` 0: the length of its chunks.
+
+    `context_tokens` 0: the prompt is the pair's chunk, else so many tokens of the file before the cut, in
+    whole lines; `tokenizer` counts those that are shown.  None, with a note, where the data set has no files
+    for that.
+    """
     data = load_examples(dataset, ("test",))["test"]
     if not len(data):
         raise PipelineError(f"--dataset {dataset}: its test split is empty; "
                             "run preprocess_data.py on more files")
     chosen = draw(len(data), sample, seed)
     rows = data.select(chosen)[:]
+    files = load_files(dataset, ("test",))
+    cuts = find_cuts(rows, files and FileTexts(files["test"]))
+    if context_tokens and None in cuts:
+        print(f"note: --dataset {dataset}: holds no whole files; asked behind one chunk alone, not behind "
+              f"{context_tokens} tokens", file=sys.stderr)
+        return None
     groups = rows.get("source_line", chosen)
     examples = [Example(str(number), prompt, fold_white_space(completion),
-                        first_line(completion, fold_white_space), int(group), completion)
-                for number, prompt, completion, group
-                in zip(chosen, rows["prompt"], rows["completion"], groups, strict=True)]
+                        first_line(completion, fold_white_space), int(group), completion,
+                        ends=cut and cut.ends_file, chunk=prompt,
+                        before=cut.before[-CHARACTERS_KEPT * context_tokens:] if context_tokens else "")
+                for number, prompt, completion, group, cut
+                in zip(chosen, rows["prompt"], rows["completion"], groups, cuts, strict=True)]
     digest = hashlib.sha256()  # of the split itself: the same in a folder and on the hub
     for batch in data.select_columns(["prompt", "completion"]).iter(1000):
         digest.update(json.dumps(batch, sort_keys=True).encode())
-    return Task("Kotlin", examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
-                {"data_hash": digest.hexdigest(), "prompt": "one chunk", "stop": "end of text"},
-                Path(dataset).name if Path(dataset).is_dir() else dataset)
+    name, prompt = "Kotlin", "one chunk"
+    if context_tokens:
+        name, prompt = f"Kotlin, {context_tokens} tokens of context", f"{context_tokens} tokens of the file"
+    task = Task(name, examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
+                {"data_hash": digest.hexdigest(), "prompt": prompt, "stop": "end of text"},
+                Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens)
+    if context_tokens:
+        befores = json.dumps([example.before for example in examples])
+        task.settings["context_hash"] = hashlib.sha256(befores.encode()).hexdigest()
+        for example, text in zip(examples, prompts_of(task, tokenizer), strict=True):
+            example.prompt = text
+    return task

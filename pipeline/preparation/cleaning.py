@@ -2,9 +2,6 @@
 import itertools
 import re
 
-# Values that break tokenization and teach nothing: mission.md's "hundreds of characters".
-MAX_DIGIT_RUN, MAX_UNBROKEN_RUN = 40, 200
-LARGE_VALUE = re.compile(rf"\d{{{MAX_DIGIT_RUN}}}|\S{{{MAX_UNBROKEN_RUN}}}")
 GENERATED_MARKER = re.compile(r"@generated\b|\bDO NOT (?:EDIT|MODIFY)\b", re.IGNORECASE)
 GENERATED_HEAD_LINES = 30  # where the marker counts: further down, the words may be about something else
 _BLOCK_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
@@ -51,9 +48,10 @@ def drop_reason(text: str, keep_generated: bool, keep_short: bool) -> str | None
     return None
 
 
-def has_large_value(text: str) -> bool:
-    """Return whether LARGE_VALUE is found in the text.
+_TRIVIAL_LINE = re.compile(r"(?:import|package)\b.*|[\w.*]*|[\W_]*")
 
-    Only words that are that long are searched, which is 40 times as fast.
-    """
-    return any(LARGE_VALUE.search(word) for word in text.split() if len(word) >= MAX_DIGIT_RUN)
+
+def is_trivial(completion: str) -> bool:
+    """Return whether a completion holds nothing but imports, package lines, lone words and closing
+    brackets."""
+    return all(_TRIVIAL_LINE.fullmatch(line.strip()) for line in completion.splitlines())

@@ -3,7 +3,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.preparation.cleaning import LARGE_VALUE
+from pipeline.large_values import LARGE_VALUE
+from pipeline.preparation.cleaning import is_trivial
 
 # The last share of a chunk, in which the kind of place decides where it ends: a line has about 10 tokens.
 NEAR_END = 0.2
@@ -119,10 +120,16 @@ def cut_windows(ranks: bytes, chunk_tokens: int, stride_tokens: int) -> list[tup
     return windows
 
 
-def windows_of(file: CleanFile, split: str, keep_large_values: bool) -> np.ndarray:
-    """Return the file's windows in a split, less those that hold a very large value."""
+def windows_of(file: CleanFile, split: str, keep_large_values: bool, keep_trivial: bool = True) -> np.ndarray:
+    """Return the file's windows in a split, less those that hold a very large value.
+
+    Without `keep_trivial`, those of the test split whose completion is trivial are left out too: they measure
+    nothing.
+    """
     windows = file.train_windows if split == "train" else file.eval_windows
-    if keep_large_values or not file.has_large_value:
-        return windows
-    return windows[[not LARGE_VALUE.search(file.text, start, end)
-                    for start, end in windows[:, [0, 2]].tolist()]]
+    if not keep_large_values and file.has_large_value:
+        windows = windows[[not LARGE_VALUE.search(file.text, start, end)
+                           for start, end in windows[:, [0, 2]].tolist()]]
+    if not keep_trivial and split == "test":
+        windows = windows[[not is_trivial(file.text[cut:end]) for cut, end in windows[:, 1:3].tolist()]]
+    return windows

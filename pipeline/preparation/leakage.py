@@ -1,11 +1,11 @@
 """Leakage: what of the test split can be found in train."""
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from pipeline.preparation.cleaning import is_trivial
 from pipeline.preparation.cutting import CleanFile, windows_of
 from pipeline.preparation.duplicates import ngram_hashes
 
@@ -80,7 +80,7 @@ class LeakSide:
 
 
 def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, list[str | None]],
-                    keep_large_values: bool) -> dict[str, Any]:
+                    keep_large_values: bool, keep_trivial: bool) -> dict[str, Any]:
     """Return for each way to split the shares of test completions that can be found in its train split.
 
     `read` yields the same files each time it is called, `ways` gives each file's split.  A completion is
@@ -91,7 +91,7 @@ def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, lis
     for number, file in enumerate(read()):
         for side in sides:
             if side.splits[number] == "test":
-                side.add(file, windows_of(file, "test", keep_large_values))
+                side.add(file, windows_of(file, "test", keep_large_values, keep_trivial))
     wanted = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64),
                                        *(g for side in sides for g in side.grams + side.short_grams)]))
     any_short = any(len(g) for side in sides for g in side.short_grams)
@@ -114,11 +114,3 @@ def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, lis
         for side in training:
             side.search(hits, file.text)
     return {side.name: side.shares(wanted) for side in sides}
-
-
-_TRIVIAL_LINE = re.compile(r"\s*(?:(?:import|package)\b.*|[\w.*]*|[\W_]*)\s*")
-
-
-def is_trivial(completion: str) -> bool:
-    """Return whether a completion holds only imports, package lines, lone words and closing brackets."""
-    return all(_TRIVIAL_LINE.fullmatch(line) for line in completion.splitlines())

@@ -18,9 +18,10 @@ def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) 
     """Publish the splits as Parquet, raw file, report and card to --hf_repository, in one commit."""
     staged = args.output_dir.with_name(f"{args.output_dir.name}.hub")
     with output_lock(staged), atomic_folder(staged) as folder:
-        for split, data in datasets.load_from_disk(str(args.output_dir)).items():
-            (folder / "data").mkdir(exist_ok=True)
-            data.to_parquet(str(folder / "data" / f"{split}.parquet"))
+        for source, name in ((args.output_dir, "data"), (args.output_dir / "files", "files")):
+            (folder / name).mkdir()
+            for split, data in datasets.load_from_disk(str(source)).items():
+                data.to_parquet(str(folder / name / f"{split}.parquet"))
         raw = folder / "raw" / args.input_file.name
         raw.parent.mkdir()
         shutil.copyfile(args.input_file, raw)
@@ -36,17 +37,20 @@ def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) 
 
 def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Counter,
                   leakage: dict[str, Any]) -> str:
-    """Return the data set's README.md: what `load_dataset` reads, its sources, what is in it, what leaks."""
-    lines = ["---", "task_categories:", "- text-generation", "tags:", "- code", "configs:",
-             "- config_name: default", "  data_files:"]
-    for split in SPLITS:
-        lines += [f"  - split: {split}", f"    path: data/{split}.parquet"]
+    """Return the data set's README.md: what `load_dataset` reads, where it comes from, what is in it, what
+    leaks."""
+    lines = ["---", "task_categories:", "- text-generation", "tags:", "- code", "configs:"]
+    for config, place in (("default", "data"), ("files", "files")):
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split in SPLITS:
+            lines += [f"  - split: {split}", f"    path: {place}/{split}.parquet"]
     lines += ["---", f"# {args.hf_repository}", "",
               f"Pairs of prompt and completion: a chunk of about {args.chunk_tokens} tokens of "
               f"{args.model_name_or_path}, and the chunk that follows it in its file. Splits are made by "
               "file and by cluster of near-duplicates.", "",
               "```python", "from datasets import load_dataset",
-              f'data = load_dataset("{args.hf_repository}")', "```", "",
+              f'data = load_dataset("{args.hf_repository}")',
+              f'files = load_dataset("{args.hf_repository}", "files")  # whole cleaned files', "```", "",
               f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON object "
               "a line.", "",
               "## Sources", "",

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.files import parse_json_line
-from pipeline.preparation.cleaning import drop_reason, has_large_value, strip_copyright
+from pipeline.large_values import has_large_value
+from pipeline.preparation.cleaning import drop_reason, strip_copyright
 from pipeline.preparation.cutting import CleanFile, cut_windows, find_cuts
 from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch, minhash_signature
 from pipeline.preparation.encoding import byte_lengths, encode
@@ -176,8 +177,8 @@ def read_spool(path: Path, number: int) -> Iterator[CleanFile]:
             yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
 
 
-def leakage_in_spool(path: Path, ways: dict[str, list[str | None]],
-                     keep_large_values: bool) -> dict[str, Any]:
+def leakage_in_spool(path: Path, ways: dict[str, list[str | None]], keep_large_values: bool,
+                     keep_trivial: bool) -> dict[str, Any]:
     """Return `measure_leakage` of a spool; for a worker process, while the parent writes the examples."""
     number = len(next(iter(ways.values())))
-    return measure_leakage(lambda: read_spool(path, number), ways, keep_large_values)
+    return measure_leakage(lambda: read_spool(path, number), ways, keep_large_values, keep_trivial)

@@ -1,4 +1,4 @@
-"""Writing the examples of every file as a data set on disk."""
+"""Writing the data set on disk: the examples of every file, and beside them the whole files."""
 import argparse
 import contextlib
 from collections import Counter
@@ -7,58 +7,123 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from pipeline.errors import PipelineError
+from pipeline.files import parse_json_line
 from pipeline.preparation.cutting import CleanFile, windows_of
 from pipeline.preparation.splits import SPLITS
 from pipeline.preparation.statistics import Statistics
 
-ROWS_PER_WRITE = 2000  # examples that are written at a time
+ROWS_PER_WRITE, CHARACTERS_PER_WRITE = 2000, 4 << 20  # examples, or that much text of whole files, at a time
+PROVENANCE = ("repository", "path", "license_file")  # what is taken over from the file beside the raw file
+EXAMPLE = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
+                             "source_line": datasets.Value("int64"), "start": datasets.Value("int64")})
+FILE = datasets.Features({"text": datasets.Value("string"), "source_line": datasets.Value("int64"),
+                          **{name: datasets.Value("string") for name in PROVENANCE}})
 
 
-def write_examples(files: Iterable[CleanFile], splits: list[str | None], args: argparse.Namespace,
-                   folder: Path, counts: Counter, statistics: Statistics) -> Any:
-    """Write the examples of every file that has a split; return the DatasetDict, which lies in `folder`."""
-    features = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
-                                  "source_line": datasets.Value("int64")})
+class SplitWriter:
+    """Writes the rows of one split to an Arrow file, some at a time."""
+
+    def __init__(self, path: Path, features: datasets.Features):
+        self.path, self.features = path, features
+        self.writer = ArrowWriter(path=str(path), features=features)
+        self.pending: dict[str, list] = {name: [] for name in features}
+        self.characters = 0
+
+    def add(self, columns: dict[str, list], characters: int = 0) -> None:
+        """Take up rows, given as columns; `characters`: of the text in them, where it can be long."""
+        for name, values in columns.items():
+            self.pending[name] += values
+        self.characters += characters
+        if len(self.pending["source_line"]) >= ROWS_PER_WRITE or self.characters >= CHARACTERS_PER_WRITE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken up."""
+        if self.pending["source_line"]:
+            self.writer.write_batch(self.pending)
+        self.pending, self.characters = {name: [] for name in self.features}, 0
+
+    def finish(self) -> datasets.Dataset:
+        """Write the rest and return the split as it lies on the disk."""
+        self.flush()
+        self.writer.finalize()
+        return datasets.Dataset.from_file(str(self.path))
+
+
+class Provenance:
+    """Where the lines of a raw file came from, read forward from the file beside it, if it is there."""
+
+    def __init__(self, raw: Path):
+        self.path, self.number = raw.with_name(f"{raw.stem}.provenance.jsonl"), 0
+        # closed by the stack of `write_data_set`
+        self.file = open(self.path, "rb") if self.path.is_file() else contextlib.nullcontext()  # noqa: SIM115
+
+    def of(self, source_line: int) -> dict[str, str | None]:
+        """Return PROVENANCE of a line of the raw file, from 1, ascending from call to call; without the file
+        beside it all are None."""
+        if isinstance(self.file, contextlib.nullcontext):
+            return dict.fromkeys(PROVENANCE)
+        line = b""
+        while self.number < source_line:
+            line, self.number = self.file.readline(), self.number + 1
+        row = parse_json_line(self.path, self.number, line, {"path": str})
+        return {name: row.get(name) for name in PROVENANCE}
+
+
+def write_data_set(files: Iterable[CleanFile], splits: list[str | None], args: argparse.Namespace,
+                   folder: Path, counts: Counter, statistics: Statistics) -> tuple[Any, Any]:
+    """Write the examples, and the texts, of every file that has a split.
+
+    Returns the DatasetDict of the examples and that of the whole files; both lie in `folder`.
+    """
+    provenance = Provenance(args.input_file)
+    examples = {split: SplitWriter(folder / f"examples.{split}.arrow", EXAMPLE) for split in SPLITS}
+    texts = {split: SplitWriter(folder / f"files.{split}.arrow", FILE) for split in SPLITS}
     with contextlib.ExitStack() as stack:
-        writers = {}
-        for split in SPLITS:
-            writer = ArrowWriter(path=str(folder / f"{split}.arrow"), features=features)
-            writers[split] = stack.enter_context(writer)
-        rows = {split: {name: [] for name in features} for split in SPLITS}
+        stack.enter_context(provenance.file)
+        for writer in (*examples.values(), *texts.values()):
+            stack.enter_context(writer.writer)
         for file, split in zip(files, splits, strict=True):
             if split is None:
                 continue
-            windows = windows_of(file, split, args.keep_large_values)
-            every = file.train_windows if split == "train" else file.eval_windows
-            counts["examples skipped, very large value"] += len(every) - len(windows)
-            counts[f"files in {split}"] += bool(len(windows))
-            counts[f"examples in {split}"] += len(windows)
+            source = {name: [value] for name, value in provenance.of(file.source_line).items()}
+            texts[split].add({"text": [file.text], "source_line": [file.source_line], **source},
+                             len(file.text))
+            windows = chosen_windows(file, split, args, counts)
             if len(windows):
                 statistics.add(file.text, windows)
                 places = windows[:, :3].tolist()
-                prompts = [file.text[start:cut] for start, cut, _ in places]
-                completions = [file.text[cut:end] for _, cut, end in places]
-                pending = rows[split]
-                pending["prompt"] += prompts
-                pending["completion"] += completions
-                pending["source_line"] += [file.source_line] * len(prompts)
-                if len(pending["prompt"]) >= ROWS_PER_WRITE:
-                    writers[split].write_batch(pending)
-                    rows[split] = {name: [] for name in features}
-        empty = [split for split in SPLITS if not counts[f"examples in {split}"]]
-        if empty:
-            raise PipelineError(f"{args.input_file}: the corpus is too small for three splits: "
-                                f"{' and '.join(empty)} would hold no example "
-                                f"({sum(s is not None for s in splits)} files can serve); collect more "
-                                "files, raise --validation_fraction and --test_fraction, or try another "
-                                "--seed")
-        for split, writer in writers.items():
-            if rows[split]["prompt"]:
-                writer.write_batch(rows[split])
-            writer.finalize()
-    datasets.disable_progress_bars()  # three more bars, for what takes a second
-    return datasets.DatasetDict({split: datasets.Dataset.from_file(str(folder / f"{split}.arrow"))
-                                 for split in SPLITS})
+                examples[split].add({"prompt": [file.text[start:cut] for start, cut, _ in places],
+                                     "completion": [file.text[cut:end] for _, cut, end in places],
+                                     "source_line": [file.source_line] * len(places),
+                                     "start": [start for start, _, _ in places]})
+        check_not_empty(splits, args, counts)
+        datasets.disable_progress_bars()  # six more bars, for what takes a second
+        return tuple(datasets.DatasetDict({split: writer.finish() for split, writer in writers.items()})
+                     for writers in (examples, texts))
+
+
+def chosen_windows(file: CleanFile, split: str, args: argparse.Namespace, counts: Counter) -> np.ndarray:
+    """Return the windows of a file that become examples of its split; count them and what is left out."""
+    every = windows_of(file, split, keep_large_values=True)
+    usual = windows_of(file, split, args.keep_large_values)
+    windows = windows_of(file, split, args.keep_large_values, args.keep_trivial)
+    counts["examples skipped, very large value"] += len(every) - len(usual)
+    counts["test examples skipped, only imports or brackets"] += len(usual) - len(windows)
+    counts[f"files in {split}"] += bool(len(windows))
+    counts[f"examples in {split}"] += len(windows)
+    return windows
+
+
+def check_not_empty(splits: list[str | None], args: argparse.Namespace, counts: Counter) -> None:
+    """Raise PipelineError where a split would hold no example."""
+    empty = [split for split in SPLITS if not counts[f"examples in {split}"]]
+    if empty:
+        raise PipelineError(f"{args.input_file}: the corpus is too small for three splits: "
+                            f"{' and '.join(empty)} would hold no example "
+                            f"({sum(s is not None for s in splits)} files can serve); collect more "
+                            "files, raise --validation_fraction and --test_fraction, or try another --seed")

@@ -13,6 +13,10 @@ from pipeline.errors import PipelineError
 from pipeline.files import hash_files, write_json
 from pipeline.training.checkpoints import BEST_ADAPTER, CHECKPOINT_HASHES
 
+# What the log calls the losses of what is validated on, and how they are shown.
+SHOWN_LOSSES = {"eval_loss": "validation loss", "eval_one_chunk_loss": "behind one chunk",
+                "eval_replay_loss": "replay"}
+
 
 class RunCallback(TrainerCallback):
     """Shows progress, stops cleanly on signals, divergence or no progress, and seals checkpoints."""
@@ -58,19 +62,20 @@ class RunCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None,
                **kwargs: Any) -> None:
-        losses = [logs[key] for key in ("loss", "eval_loss", "eval_replay_loss") if key in (logs or {})]
+        logs = logs or {}
+        losses = [value for key, value in logs.items() if key == "loss" or key in SHOWN_LOSSES]
         if not all(map(math.isfinite, losses)):
             raise PipelineError(f"the loss is {losses[0]} at step {state.global_step}: training has "
                                 "diverged; lower --learning_rate")
-        for key, name in (("loss", "loss"), ("eval_loss", "validation"), ("eval_replay_loss", "replay")):
-            if key in (logs or {}):
+        for key, name in {"loss": "loss", **SHOWN_LOSSES}.items():
+            if key in logs:
                 self.shown[name] = f"{logs[key]:.3f}"
         if self.bar is not None:
             self.bar.set_postfix(self.shown, refresh=False)
-            if "eval_loss" in (logs or {}):
-                replay = f", replay {logs['eval_replay_loss']:.4f}" if "eval_replay_loss" in logs else ""
-                tqdm.write(f"step {state.global_step}/{state.max_steps}: validation loss "
-                           f"{logs['eval_loss']:.4f}{replay}", file=sys.stderr)
+            if "eval_loss" in logs:
+                found = ", ".join(f"{name} {logs[key]:.4f}" for key, name in SHOWN_LOSSES.items()
+                                  if key in logs)
+                tqdm.write(f"step {state.global_step}/{state.max_steps}: {found}", file=sys.stderr)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()  # every process writes its random state

@@ -1,20 +1,15 @@
-"""Examples as token ids: those of the data set, and those of the replay file."""
-import argparse
+"""Examples as token ids: pairs of prompt and completion, of the data set or of a replay file."""
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.datasets import draw, load_examples
 from pipeline.errors import PipelineError
-from pipeline.files import parse_json_line, sha256_file
-from pipeline.manifests import read_manifest
+from pipeline.files import parse_json_line
 from pipeline.models import IGNORED_LABEL
 from pipeline.tokenizers import encode_prompts
 
-MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
 REPLAY_VALIDATION_SHARE = 0.1  # of --replay_dataset: its last rows, which are never trained on
 
 
@@ -28,6 +23,25 @@ class EncodedExamples:
         self.prompt_lengths = np.array([len(p) for p in prompts], dtype=np.int64)
         self.lengths = np.diff(self.ends, prepend=0)
 
+    @classmethod
+    def of_rows(cls, rows: list[np.ndarray], prompt_lengths: list[int]) -> "EncodedExamples":
+        """Return the examples whose ids are `rows`, the first `prompt_lengths` of each without a label."""
+        examples = cls([], [])
+        examples.ids = np.concatenate(rows).astype(np.int32, copy=False) if rows else examples.ids
+        examples.ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        examples.prompt_lengths = np.array(prompt_lengths, dtype=np.int64)
+        examples.lengths = np.diff(examples.ends, prepend=0)
+        return examples
+
+    def followed_by(self, other: "EncodedExamples") -> "EncodedExamples":
+        """Return these examples and then the others."""
+        joined = EncodedExamples([], [])
+        joined.ids = np.concatenate([self.ids, other.ids])
+        joined.ends = np.concatenate([self.ends, other.ends + len(self.ids)])
+        joined.prompt_lengths = np.concatenate([self.prompt_lengths, other.prompt_lengths])
+        joined.lengths = np.concatenate([self.lengths, other.lengths])
+        return joined
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -38,9 +52,10 @@ class EncodedExamples:
         return {"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + ids[prompt:]}
 
 
-def encode_examples(tokenizer: Any, prompts: list[str], completions: list[str],
-                    max_length: int) -> EncodedExamples:
-    """Tokenize prompts and completions apart, and end each completion with the end-of-text token.
+def encode_examples(tokenizer: Any, prompts: list[str], completions: list[str], max_length: int,
+                    ends: list[bool] | None = None) -> EncodedExamples:
+    """Tokenize prompts and completions apart; behind a completion that `ends` something (None: every one)
+    comes the end-of-text token.
 
     The prompt is encoded as it is when the model is used (`encode_prompts`).  An example of more than
     `max_length` tokens loses the start of its prompt, which is farthest from the completion, and then the end
@@ -49,18 +64,13 @@ def encode_examples(tokenizer: Any, prompts: list[str], completions: list[str],
     prompt_ids = encode_prompts(tokenizer, prompts)
     completion_ids = tokenizer(completions, add_special_tokens=False, split_special_tokens=True,
                                return_attention_mask=False)["input_ids"] if completions else []
-    completion_ids = [[*ids[:max_length - 2], tokenizer.eos_token_id] for ids in completion_ids]
+    completion_ids = [[*ids[:max_length - 2], *[tokenizer.eos_token_id] * end]
+                      for ids, end in zip(completion_ids, ends or [True] * len(completions), strict=True)]
     prompt_ids = [p[-max(1, max_length - len(c)):] for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return EncodedExamples(prompt_ids, completion_ids)
 
 
 Pairs = tuple[list[str], list[str]]  # prompts and completions
-
-
-def sample_examples(split: Any, number: int, seed: int) -> Pairs:
-    """Return prompts and completions of `number` rows of a split, drawn with the seed; 0: all rows."""
-    rows = split.select(draw(len(split), number, seed))[:]
-    return list(rows["prompt"]), list(rows["completion"])
 
 
 def sample_replay(path: Path, number: int, validation_number: int, seed: int) -> tuple[Pairs, Pairs]:
@@ -93,42 +103,3 @@ def sample_replay(path: Path, number: int, validation_number: int, seed: int) ->
                 prompts.append(row["prompt"])
                 completions.append(row["completion"])
     return found
-
-
-@dataclass
-class Data:
-    """What is learned from and what is validated on."""
-    train: EncodedExamples
-    validation: EncodedExamples
-    replay: EncodedExamples | None  # for validation only
-    identities: dict[str, str]  # what a resumed run compares
-
-
-def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fraction: float) -> Data:
-    """Return the sampled examples: to train on, those of --replay_dataset among them, and to validate on."""
-    if args.max_length < MIN_LENGTH:
-        raise PipelineError(f"--max_length {args.max_length}: leaves no room for prompt and completion; give "
-                            f"at least {MIN_LENGTH}")
-    if args.replay_fraction and not args.replay_dataset:
-        raise PipelineError("--replay_fraction: says how many, but not of what; give a --replay_dataset too")
-    data = load_examples(args.dataset, ("train", "validation"))
-    manifest = read_manifest(Path(args.dataset)) if Path(args.dataset).is_dir() else None
-    identities = {"data_hash": manifest["data_hash"] if manifest and "data_hash" in manifest
-                  else str(data["train"]._fingerprint)}
-    for split in ("train", "validation"):
-        if not len(data[split]):
-            raise PipelineError(f"{args.dataset}: split {split!r} is empty; run preprocess_data.py on more "
-                                "files")
-    prompts, completions = sample_examples(data["train"], args.max_train_samples, args.seed)
-    replay = None
-    if args.replay_dataset:
-        share = args.replay_fraction or default_replay_fraction
-        number = round(len(prompts) * share / (1 - share))
-        training, validation = sample_replay(args.replay_dataset, number, args.max_validation_samples,
-                                             args.seed)
-        prompts, completions = prompts + training[0], completions + training[1]
-        replay = encode_examples(tokenizer, *validation, args.max_length)
-        identities["replay_hash"] = sha256_file(args.replay_dataset)
-    held_out = sample_examples(data["validation"], args.max_validation_samples, args.seed)
-    return Data(encode_examples(tokenizer, prompts, completions, args.max_length),
-                encode_examples(tokenizer, *held_out, args.max_length), replay, identities)

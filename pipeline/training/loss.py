@@ -1,12 +1,15 @@
 """The loss: logits at labelled positions alone, whose gradient takes their place."""
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from pipeline.models import IGNORED_LABEL
 
+HEAD_PIECE_ROWS = 2048  # labels whose logits are in memory at one time: 200 MB with 50,000 tokens in 16 bits
+# Settings of models that scale or bound their logits behind the head: Gemma's, Cohere's and Granite's.
+LOGITS_CHANGED_BY = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 LOSS_BLOCK_ROWS = 128  # rows of logits that are in float32 at one time; more leave a CPU's cache
 
 
@@ -28,18 +31,49 @@ def head_only_at(model: Any, positions: Any) -> Iterator[None]:
         handle.remove()
 
 
+@contextlib.contextmanager
+def without_head(model: Any, positions: Any) -> Iterator[Any]:
+    """Within the block, the output of `model` is what its head would see at the `positions`; yields the head.
+
+    (positions that are true, hidden size) instead of (..., vocabulary).
+    """
+    head = model.get_output_embeddings()
+    original, of_its_own = head.forward, "forward" in vars(head)
+    head.forward = lambda hidden: hidden[positions]
+    try:
+        yield original
+    finally:
+        del head.forward
+        if of_its_own:
+            head.forward = original
+
+
+def head_is_last(model: Any) -> bool:
+    """Return whether the model's logits are what its head gives: some scale or bound them afterwards."""
+    config = model.config.get_text_config()
+    return not any(getattr(config, name, None) for name in LOGITS_CHANGED_BY)
+
+
 def sum_of_losses(model: Any, causal_model: Any, batch: dict[str, Any]) -> Any:
     """Return the sum over a batch's labels of the negative log likelihood in nats, as a float32 scalar.
 
     `model` is what is called (it may be wrapped for data parallelism), `causal_model` the CausalLM inside.
+    Memory: the logits of HEAD_PIECE_ROWS labels, however many there are.
     """
     # position i predicts i + 1
     labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
     labelled = labels != IGNORED_LABEL
-    with head_only_at(causal_model, labelled):
-        # without an attention mask (`right_padded`), attention takes the faster of its kernels
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-    return CrossEntropyInPlace.apply(logits, labels[labelled])
+    targets = labels[labelled]
+    # without an attention mask (`right_padded`), attention takes the faster of its kernels
+    inputs = {"input_ids": batch["input_ids"], "use_cache": False}
+    if len(targets) <= HEAD_PIECE_ROWS or not head_is_last(causal_model):
+        with head_only_at(causal_model, labelled):
+            logits = model(**inputs).logits
+        return CrossEntropyInPlace.apply(logits, targets)
+    with without_head(causal_model, labelled) as head:
+        hidden = model(**inputs).logits
+    dtype = next(causal_model.get_output_embeddings().parameters()).dtype
+    return HeadAndCrossEntropy.apply(hidden, targets, head, dtype)
 
 
 class CrossEntropyInPlace(torch.autograd.Function):
@@ -66,3 +100,31 @@ class CrossEntropyInPlace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> tuple[Any, None]:
         return ctx.saved_tensors[0].mul_(gradient), None
+
+
+class HeadAndCrossEntropy(torch.autograd.Function):
+    """The head and its cross-entropy together, for `hidden` (rows, hidden size): some rows at a time.
+
+    The head is frozen, so that nothing but the gradient of `hidden` is wanted of it: that is computed at
+    once, and the logits of HEAD_PIECE_ROWS rows are gone before the next.  (The idea of Liger's fused linear
+    cross-entropy, Hsu et al. 2024, for any head.)  `dtype`: the head's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, targets: Any, head: Callable[[Any], Any], dtype: Any) -> Any:
+        total, gradients = torch.zeros((), device=hidden.device), []
+        kind = hidden.device.type
+        for piece, target in zip(hidden.split(HEAD_PIECE_ROWS), targets.split(HEAD_PIECE_ROWS), strict=True):
+            with torch.enable_grad(), torch.autocast(kind, enabled=False):
+                rows = piece.detach().to(dtype).requires_grad_(ctx.needs_input_grad[0])
+                loss = CrossEntropyInPlace.apply(head(rows), target)
+                if ctx.needs_input_grad[0]:
+                    gradients += torch.autograd.grad(loss, rows)
+            total += loss.detach()
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> tuple[Any, None, None, None]:
+        return torch.cat(ctx.saved_tensors).to(ctx.dtype) * gradient, None, None, None

@@ -15,7 +15,8 @@ from pipeline.models import IGNORED_LABEL, left_padded
 from pipeline.stage import duration
 from pipeline.training.batches import real_token_share, step_order, token_batches
 from pipeline.training.curve import draw_curve
-from pipeline.training.examples import Data, EncodedExamples
+from pipeline.training.data import REPLAY, Data
+from pipeline.training.examples import EncodedExamples
 from pipeline.training.lora import evaluation_mode
 
 SHOWN_COMPLETIONS, SHOWN_TOKENS = 3, 64  # in the report
@@ -59,10 +60,12 @@ def report_text(summary: dict[str, Any], curve: list[dict[str, float]], samples:
     lines = ["# Training", "", "| | |", "|---|---:|",
              *(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in summary.items()), "",
              "![training and validation loss](training_curve.png)", "",
-             "| step | examples | validation loss | replay loss |", "|---:|---:|---:|---:|"]
-    lines += [
-        f"| {row['step']} | {row['examples']} | {row['validation_loss']:.4f} | {row.get('replay_loss', '')} |"
-        for row in curve if "validation_loss" in row]
+             "| step | examples | validation loss | behind one chunk | replay loss |",
+             "|---:|---:|---:|---:|---:|"]
+    for row in (row for row in curve if "validation_loss" in row):
+        losses = (f"{row[name]:.4f}" if name in row else ""
+                  for name in ("validation_loss", "one_chunk_loss", "replay_loss"))
+        lines.append(f"| {row['step']} | {row['examples']} | {' | '.join(losses)} |")
     lines += ["", f"## Completions of the validation set, greedy, at most {SHOWN_TOKENS} tokens"]
     for sample in samples:
         for key, text in sample.items():
@@ -96,13 +99,16 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
     tokens = int(data.train.lengths.sum() * steps * args.examples_per_step / len(data.train))
     validations = 1 + steps // trainer.args.eval_steps
     # a validation has no backward pass, which is about two thirds of the work
-    replayed = data.replay.lengths.sum() if data.replay else 0
-    validated = validations * (data.validation.lengths.sum() + replayed) / 3
+    held_out = sum(examples.lengths.sum() for examples in (data.validation, *data.also.values()))
+    validated = validations * held_out / 3
     seconds = seconds_per_token * (tokens / share + validated) / processes
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    what = "examples"
+    if data.train_on == "files":
+        what = f"sequences of whole files, of at most {args.sequence_tokens} tokens"
     print(f"device: {f'{processes} times ' if processes > 1 else ''}{device}, {precision}, base model in "
           f"{'NF4' if args.quantization == 'nf4' else precision}\n"
-          f"{trainable:,} trainable parameters; {len(data.train):,} examples, {tokens:,} tokens in {steps:,} "
+          f"{trainable:,} trainable parameters; {len(data.train):,} {what}, {tokens:,} tokens in {steps:,} "
           f"steps of {args.examples_per_step} examples; {share:.1%} of what is computed are real tokens, in "
           f"batches of at most {trainer.tokens_per_batch:,}; {len(data.validation):,} validation examples; "
           f"about {duration(seconds)}", flush=True)
@@ -111,7 +117,7 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
 def count(model: Any, data: Data) -> dict[str, int]:
     """Return the numbers of examples and of trainable parameters, for the manifest."""
     return {"train_examples": len(data.train), "validation_examples": len(data.validation),
-            "replay_validation_examples": len(data.replay or ()),
+            "replay_validation_examples": len(data.also.get(REPLAY, ())),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 

@@ -16,7 +16,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from pipeline.errors import PipelineError, first_line
 from pipeline.models import IGNORED_LABEL, right_padded
 from pipeline.training.batches import StepSampler, row_length, token_batches
-from pipeline.training.examples import Data, EncodedExamples
+from pipeline.training.data import Data
+from pipeline.training.examples import EncodedExamples
 from pipeline.training.lora import checkpoint_activations, evaluation_mode
 from pipeline.training.loss import sum_of_losses
 
@@ -37,9 +38,9 @@ class CompletionTrainer(Trainer):
     processes read the same step and take every n-th of its examples each.
     """
 
-    def __init__(self, *args: Any, pad_token_id: int, replay_set: EncodedExamples | None, **kwargs: Any):
+    def __init__(self, *args: Any, pad_token_id: int, also: dict[str, EncodedExamples], **kwargs: Any):
         super().__init__(*args, data_collator=list, **kwargs)
-        self.pad_token_id, self.replay_set = pad_token_id, replay_set
+        self.pad_token_id, self.also = pad_token_id, also
         self.tokens_per_batch = 0  # set before training
         self.real_tokens = self.padded_tokens = 0  # the latter of this process
         self.step_seconds = 0.0
@@ -79,7 +80,8 @@ class CompletionTrainer(Trainer):
         longest, model = max(map(row_length, rows)), self.accelerator.unwrap_model(self.model)
         if model.is_gradient_checkpointing:
             raise PipelineError(f"one example of {longest} tokens does not fit into the device's memory, "
-                                "even with --gradient_checkpointing; lower --max_length")
+                                "even with --gradient_checkpointing; lower --sequence_tokens and "
+                                "--max_length")
         checkpoint_activations(model)
         print(f"out of memory with one example of {longest} tokens: going on with --gradient_checkpointing",
               file=sys.stderr)
@@ -165,11 +167,11 @@ class CompletionTrainer(Trainer):
         return (totals[0] / totals[1]).item()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Log and return the validation loss, and that of replay if there is any; keep the best adapter."""
+        """Log and return the losses of what is validated on; remember the best adapter."""
         model = evaluation_mode(self.accelerator.unwrap_model(self.model))
         metrics = {"eval_loss": self.mean_loss(model, self.eval_dataset)}
-        if self.replay_set is not None:
-            metrics["eval_replay_loss"] = self.mean_loss(model, self.replay_set)
+        metrics |= {f"eval_{name}_loss": self.mean_loss(model, examples)
+                    for name, examples in self.also.items()}
         self.log(metrics)
         if self.state.global_step and metrics["eval_loss"] < self.best["loss"]:
             weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters()
@@ -226,7 +228,7 @@ def make_trainer(args: argparse.Namespace, settings: Any, model: Any, data: Data
     """
     try:
         trainer = CompletionTrainer(model=model, args=settings, train_dataset=data.train,
-                                    eval_dataset=data.validation, replay_set=data.replay,
+                                    eval_dataset=data.validation, also=data.also,
                                     pad_token_id=pad_token_id)
     except (ImportError, RuntimeError, ValueError) as error:
         if args.report_to == ["none"]:

@@ -1,0 +1,160 @@
+"""What a run learns from and what it is validated on: whole files or pairs, replay, two lengths of
+context."""
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.contexts import Cut, FileTexts, contexts_of, each_cut, find_cuts
+from pipeline.datasets import draw, load_examples, load_files
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_file
+from pipeline.manifests import read_manifest
+from pipeline.training.examples import EncodedExamples, encode_examples, sample_replay
+from pipeline.training.sequences import files_in_random_order, sequences_of
+
+MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
+ONE_CHUNK, REPLAY = "one_chunk", "replay"  # what is validated on besides
+
+
+@dataclass
+class Data:
+    """What is learned from and what is validated on."""
+    train: EncodedExamples
+    validation: EncodedExamples  # whose loss chooses the best adapter
+    # other sets that are validated on, by name
+    also: dict[str, EncodedExamples] = field(default_factory=dict)
+    train_on: str = "pairs"  # or files
+    identities: dict[str, str] = field(default_factory=dict)  # what a resumed run compares
+
+
+def note(text: str) -> None:
+    """Tell the user, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
+
+
+def check_lengths(args: argparse.Namespace, context: int | None) -> None:
+    """Raise PipelineError where --max_length leaves no room; bound --sequence_tokens by the model's
+    `context`."""
+    if args.max_length < MIN_LENGTH:
+        raise PipelineError(f"--max_length {args.max_length}: leaves no room for prompt and completion; give "
+                            f"at least {MIN_LENGTH}")
+    if args.sequence_tokens < MIN_LENGTH:
+        raise PipelineError(f"--sequence_tokens {args.sequence_tokens}: is too short to learn from; give at "
+                            f"least {MIN_LENGTH}")
+    for name in ("max_length", "sequence_tokens"):
+        if context and getattr(args, name) > context:
+            if name == "sequence_tokens":
+                note(f"the model's context has {context} tokens, and --sequence_tokens "
+                     f"{args.sequence_tokens} more; it is set to {context}")
+            setattr(args, name, context)
+
+
+def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fraction: float,
+                  context: int | None = None) -> Data:
+    """Return what is trained on, with that of --replay_dataset in it, and what is validated on.
+
+    `context`: tokens that the model has positions for; None: no bound.
+    """
+    check_lengths(args, context)
+    if args.replay_fraction and not args.replay_dataset:
+        raise PipelineError("--replay_fraction: says how many, but not of what; give a --replay_dataset too")
+    splits = ("train", "validation")
+    data, files = load_examples(args.dataset, splits), load_files(args.dataset, splits)
+    manifest = read_manifest(Path(args.dataset)) if Path(args.dataset).is_dir() else None
+    identities = {"data_hash": manifest["data_hash"] if manifest and "data_hash" in manifest
+                  else str(data["train"]._fingerprint)}
+    for split in splits:
+        if not len(data[split]):
+            raise PipelineError(f"{args.dataset}: split {split!r} is empty; run preprocess_data.py on more "
+                                "files")
+    args.train_on = choose_train_on(args, files)  # for the manifest, and for a run that goes on
+    if args.train_on == "files":
+        texts = files_in_random_order(files["train"], args.seed)
+        train = sequences_of(tokenizer, texts, args.max_train_samples, args.sequence_tokens)
+        if not len(train):
+            raise PipelineError(f"{args.dataset}: its files give no sequence; run preprocess_data.py on more "
+                                "files, or give --train_on pairs")
+    else:
+        train = encode_pairs(args, tokenizer, data["train"], files and files["train"], args.max_train_samples)
+    found = Data(train, *encode_validation(args, tokenizer, data["validation"],
+                                           files and files["validation"]),
+                 args.train_on, identities)
+    if args.replay_dataset:
+        add_replay(found, args, tokenizer, default_replay_fraction)
+    return found
+
+
+def choose_train_on(args: argparse.Namespace, files: Any) -> str:
+    """Return files or pairs: --train_on, or files where the data set has any."""
+    if files is None:
+        if args.train_on == "files":
+            raise PipelineError(f"--train_on files: {args.dataset} holds none; run preprocess_data.py again, "
+                                "or give --train_on pairs")
+        note(f"{args.dataset} holds no whole files: training on its pairs, validated behind their own "
+             "prompts alone")
+        return "pairs"
+    return args.train_on or "files"
+
+
+def ends_of(args: argparse.Namespace, cuts: Iterable[Cut | None]) -> list[bool]:
+    """Return behind which completions the end-of-text token is a label: --end_of_text."""
+    return [args.end_of_text == "always" or (cut is not None and cut.ends_file) for cut in cuts]
+
+
+def encode_pairs(args: argparse.Namespace, tokenizer: Any, pairs: Any, files: Any,
+                 number: int) -> EncodedExamples:
+    """Return `number` (0: all) pairs of a split, drawn with the seed."""
+    rows = pairs.select(draw(len(pairs), number, args.seed))[:]
+    cuts: Iterable[Cut | None] = [None] * len(rows["prompt"])
+    if args.end_of_text != "always":
+        cuts = each_cut(rows, files and FileTexts(files))
+        if files is None:
+            note("without whole files nothing says which completions end something: the end of text is no "
+                 "label (--end_of_text always makes it one behind each)")
+    return encode_examples(tokenizer, list(rows["prompt"]), list(rows["completion"]), args.max_length,
+                           ends_of(args, cuts))
+
+
+def encode_validation(args: argparse.Namespace, tokenizer: Any, pairs: Any,
+                      files: Any) -> tuple[EncodedExamples, dict[str, EncodedExamples]]:
+    """Return pairs of the validation split behind --sequence_tokens of their file, and, to be validated on
+    besides, the same behind one chunk.  Where the files are not there, the latter alone, as the first."""
+    rows = pairs.select(draw(len(pairs), args.max_validation_samples, args.seed))[:]
+    prompts, completions = list(rows["prompt"]), list(rows["completion"])
+    cuts = find_cuts(rows, files and FileTexts(files))
+    one_chunk = encode_examples(tokenizer, prompts, completions, args.max_length, ends_of(args, cuts))
+    if None in cuts:
+        if files is not None:
+            note(f"{args.dataset}: its files do not hold all of its pairs: validated behind their own "
+                 "prompts alone")
+        return one_chunk, {}
+    contexts = contexts_of(tokenizer, [cut.before for cut in cuts], args.sequence_tokens)
+    # room for the completion too, within what the model has positions for
+    length = max(args.max_length, args.sequence_tokens)
+    return encode_examples(tokenizer, contexts, completions, length,
+                           ends_of(args, cuts)), {ONE_CHUNK: one_chunk}
+
+
+def add_replay(data: Data, args: argparse.Namespace, tokenizer: Any, default_fraction: float) -> None:
+    """Add pairs of --replay_dataset to what is learned, and others to what is validated on."""
+    share = args.replay_fraction or default_fraction
+    number = round(len(data.train) * share / (1 - share))
+    training, validation = sample_replay(args.replay_dataset, number, args.max_validation_samples, args.seed)
+
+    def encoded(prompts: list[str], completions: list[str]) -> EncodedExamples:
+        examples = encode_examples(tokenizer, prompts, completions, args.max_length,
+                                   ends_of(args, [None] * len(prompts)))
+        if data.train_on == "files":  # every token is a label, but the first, which nothing predicts
+            examples.prompt_lengths = np.minimum(examples.lengths, 1)
+        return examples
+
+    data.train = data.train.followed_by(encoded(*training))
+    data.also[REPLAY] = encoded(*validation)
+    data.identities["replay_hash"] = sha256_file(args.replay_dataset)

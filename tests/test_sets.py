@@ -1,0 +1,66 @@
+"""pipeline/evaluation/sets.py: the sets that are asked, on the same examples."""
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_models
+from evaluation_runs import arguments, with_files
+
+import benchmarking
+from pipeline.evaluation import sets
+from pipeline.evaluation.candidates import identify_model
+from pipeline.evaluation.processes import Processes
+from pipeline.evaluation.sets import make_tasks
+from pipeline.evaluation.tasks import Task
+
+
+def tasks_of(folders: SimpleNamespace, *options: object, processes: Processes | None = None) -> list[Task]:
+    """Return the tasks of a run with these options."""
+    args = benchmarking.build_parser().parse_args(arguments(folders, Path("results"), *options))
+    more = [processes] if processes else []
+    return make_tasks(args, identify_model(str(folders.base), None), tiny_models.make_tokenizer(), "float32",
+                      *more)
+
+
+@pytest.mark.parametrize(("options", "names"), [
+    ((), ["Kotlin", "Kotlin, 512 tokens of context"]), (("--context_tokens", 0), ["Kotlin"]),
+    (("--context_tokens", 30), ["Kotlin, 30 tokens of context"]),
+    (("--context_tokens", 30, 0, 30), ["Kotlin, 30 tokens of context", "Kotlin"])])
+def test_a_set_for_each_context(options: tuple, names: list[str], folders: SimpleNamespace,
+                                tmp_path: Path) -> None:
+    """A context that was asked for is left out, asked twice, or on other examples than the others."""
+    tasks = tasks_of(with_files(folders, tmp_path / "data", test=12), *options, "--sample", 5)
+    assert [task.name for task in tasks] == ["CodeXGLUE (Python)", *names]
+    drawn = {tuple((e.id, e.reference, e.group) for e in task.examples) for task in tasks[1:]}
+    assert len(drawn) == 1
+    assert {len(task.examples) for task in tasks} == {5}
+    assert {task.max_new_tokens for task in tasks[1:]} == {12}
+
+
+@pytest.mark.parametrize(("options", "left_out"), [((), [512]), (("--context_tokens", 512), [512]),
+                                                   (("--context_tokens", 64, 512), [64, 512])])
+def test_without_whole_files_the_one_chunk_set_is_left(options: tuple, left_out: list[int],
+                                                       folders: SimpleNamespace,
+                                                       capsys: pytest.CaptureFixture) -> None:
+    """A data set without files ends the benchmark, or leaves Kotlin out of it."""
+    tasks = tasks_of(folders, *options)
+    assert [task.name for task in tasks] == ["CodeXGLUE (Python)", "Kotlin"]
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [line.rsplit("not behind ")[1] for line in notes] == [f"{n} tokens" for n in left_out]
+
+
+@pytest.mark.parametrize(("rank", "options", "told"), [(0, (), True), (1, (), False),
+                                                       (0, ("--sample", 3), False)])
+def test_a_sample_that_was_chosen_is_told_once(rank: int, options: tuple, told: bool,
+                                               folders: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture) -> None:
+    """The user does not know why another number of examples is asked than he read of; or every process draws
+    its own."""
+    class Two(Processes):
+        def agree(self, make: object) -> int:
+            return 2 if self.rank else make()
+
+    monkeypatch.setattr(sets, "choose_sample", lambda asked, *rest: asked or 2)
+    tasks = tasks_of(folders, *options, processes=Two(rank, 2))
+    assert {len(task.examples) for task in tasks} == {3 if options else 2}
+    assert ("2 examples of each set (--sample chooses)" in capsys.readouterr().err) == told
