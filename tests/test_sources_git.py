@@ -152,6 +152,22 @@ def test_credentials_are_used_and_never_written(repository: Repository, server: 
         assert secret not in written
 
 
+def test_credentials_are_added_to_the_settings_of_the_environment(
+        repository: Repository, server: tuple, parse: Callable[..., Result],
+        parse_failure: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a password in the URL, the proxy or mirror that GIT_CONFIG_COUNT sets is forgotten."""
+    repository.commit({"a.kt": MAIN})
+    address, path = server[1].split("/", 1)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
+    for number, (key, value) in enumerate([("user.name", "me"),
+                                           (f"url.http://{address}/code.insteadOf", f"http://{address}/name")]):
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", key)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", value)
+    assert parse(f"http://user:s3cr%40t@{address}/{path.replace('code', 'name')}").paths == ["a.kt"]
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "two")
+    assert "GIT_CONFIG_COUNT=two: is no number" in parse_failure(f"http://user:s3cr%40t@{server[1]}")
+
+
 def test_a_missing_right_is_an_error_and_not_a_question(repository: Repository, server: tuple,
                                                         parse_failure: Callable[..., str]) -> None:
     """The script waits for a password for ever."""

@@ -49,15 +49,29 @@ def split_credentials(url: str) -> tuple[str, dict[str, str]]:
     Git asks for them where that server, and no other, wants them; the user's own helpers are left out, one of
     which might store them.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise PipelineError(f"--repo_url {redact(url)}: is no URL ({error}); check the spelling") from None
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
         return url, {}
     server = parts.netloc.rpartition("@")[2]
+    settings = [("credential.helper", ""),
+                (f"credential.{parts.scheme}://{server}.helper", CREDENTIAL_HELPER)]
     return urlunsplit(parts._replace(netloc=server)), {
-        "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "credential.helper", "GIT_CONFIG_VALUE_0": "",
-        "GIT_CONFIG_KEY_1": f"credential.{parts.scheme}://{server}.helper",
-        "GIT_CONFIG_VALUE_1": CREDENTIAL_HELPER, "PARSE_DATA_USER": unquote(parts.username or ""),
+        **added_settings(settings), "PARSE_DATA_USER": unquote(parts.username or ""),
         "PARSE_DATA_PASSWORD": unquote(parts.password or "")}
+
+
+def added_settings(settings: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the environment that gives git these settings behind those that it gives already."""
+    count = os.environ.get("GIT_CONFIG_COUNT") or "0"
+    if not count.isdecimal():
+        raise PipelineError(f"GIT_CONFIG_COUNT={count}: is no number, which git refuses; correct or unset it")
+    environment = {"GIT_CONFIG_COUNT": str(int(count) + len(settings))}
+    for number, (key, value) in enumerate(settings, start=int(count)):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return environment
 
 
 def git_url(location: str) -> str:
