@@ -27,11 +27,11 @@ from typing import IO
 
 from tqdm import tqdm
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, shown_path
 from pipeline.files import atomic_file, output_lock, sha256_file, sweep_leftovers
 from pipeline.manifests import manifest_path, write_manifest
 from pipeline.sources.clone import clone_folder
-from pipeline.sources.source import Source, decode_source, shown_path
+from pipeline.sources.source import Source, decode_source
 from pipeline.stage import duration, positive_int, run_stage
 
 
@@ -58,10 +58,14 @@ def write_source(source: Source, files: Iterator[tuple[str, str, bytes]], args: 
 def parse_data(args: argparse.Namespace) -> None:
     """Collect the files of every --repo_url into --output_file, its provenance and its manifest."""
     started = time.time()
+    program = os.environ.get("GIT_PYTHON_GIT_EXECUTABLE")
+    if program and os.path.dirname(program):  # git is started in other folders than this one
+        os.environ["GIT_PYTHON_GIT_EXECUTABLE"] = os.path.abspath(program)
     try:
         import git  # noqa: F401  # GitPython fails at its import where the git program is missing
     except ImportError as error:
-        raise PipelineError(f"git cannot be used ({str(error).splitlines()[0]}); install git") from None
+        advice = f"GIT_PYTHON_GIT_EXECUTABLE={program}: correct or unset it" if program else "install git"
+        raise PipelineError(f"git cannot be used ({str(error).splitlines()[0]}); {advice}") from None
     # They stand on GitPython: not before it is known to work.
     from pipeline.sources.git import GIT_BINDINGS
     from pipeline.sources.locations import open_source

@@ -54,6 +54,11 @@ def redact(text: str) -> str:
     return re.sub(r"\bhf_[A-Za-z0-9]{20,}", "hf_***", text)
 
 
+def shown_path(path: str) -> str:
+    """Return a path as text that can be written: bytes that are not UTF-8 read \\xNN."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, with secrets removed."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,6 +1,8 @@
 """pipeline/sources/git.py: what is read of a repository, how little is fetched, servers and passwords."""
 import http.server
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from git_server import GitHandler
 from parsing_runs import MAIN, Repository, Result
 
-from pipeline.sources.git import split_credentials
+from pipeline.sources.git import make_clone, split_credentials
 from pipeline.sources.source import blob_id
 
 
@@ -125,6 +127,153 @@ def test_a_server_that_refuses_filters(repository: Repository, parse: Callable[.
     assert "cannot leave out file contents" in capfd.readouterr().err
     assert parse(repository.path).texts == [MAIN.decode()]
     assert "cannot leave out" not in capfd.readouterr().err  # a local folder is no server
+
+
+def settings_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """Give git these settings of the user, `section__name="value"`."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    for name, value in settings.items():
+        subprocess.run(["git", "config", "--file", tmp_path / "gitconfig", name.replace("__", "."), value],
+                       check=True)
+
+
+@pytest.mark.parametrize("kind", ["repository", "bare", "plain folder"])
+def test_bare_repositories_only_where_they_are_named(kind: str, repository: Repository, tmp_path: Path,
+                                                     parse: Callable[..., Result],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a company has git ignore bare repositories that it stumbles upon, nothing can be collected."""
+    repository.commit({"a.kt": MAIN})
+    source = repository.path
+    if kind == "bare":
+        source = tmp_path / "bare.git"
+        subprocess.run(["git", "clone", "-q", "--bare", repository.path, source], check=True)
+    elif kind == "plain folder":
+        shutil.rmtree(source / ".git")
+    settings_of_git(tmp_path, monkeypatch, safe__bareRepository="explicit")
+    assert parse(source).paths == ["a.kt"]
+
+
+@pytest.mark.parametrize("version", ["0", "1", "2"])
+def test_every_version_of_the_protocol(version: str, repository: Repository, parse: Callable[..., Result],
+                                       tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       capfd: pytest.CaptureFixture) -> None:
+    """Behind a proxy that knows the old protocol alone, contents that were left out are never given."""
+    repository.commit({"old.kt": os.urandom(200_000)})
+    (repository.path / "old.kt").unlink()
+    repository.commit({"a.kt": MAIN, "b.txt": b"text"})
+    settings_of_git(tmp_path, monkeypatch, protocol__version=version)
+    result = parse(repository.path.as_uri())
+    assert result.texts == [MAIN.decode()]
+    assert result.manifest["sources"][0]["received_bytes"] < 50_000
+    assert ("gives no file contents by their identifiers" in capfd.readouterr().err) == (version != "2")
+    assert parse(repository.path).bytes == parse(repository.path, output="again/raw.jsonl").bytes
+    assert "identifiers" not in capfd.readouterr().err  # a local repository gives what is asked for
+
+
+def test_a_commit_that_a_server_does_not_give(repository: Repository, parse_failure: Callable[..., str],
+                                              parse: Callable[..., Result], tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user is sent to look after the network and his rights, where only the commit's name is at fault."""
+    first = repository.commit({"a.kt": MAIN})
+    repository.commit({"a.kt": b"val b = 1\n"})
+    settings_of_git(tmp_path, monkeypatch, protocol__version="0")
+    message = parse_failure(repository.path.as_uri(), options=("--revision", first))
+    assert "gives branches and tags alone" in message
+    assert message.endswith("its branches: main")
+    assert parse(repository.path, options=("--revision", first)).texts == [MAIN.decode()]
+
+
+def partial_clone(repository: Repository, path: Path, what: str = "blob:none") -> Path:
+    subprocess.run(["git", "clone", "-q", "--no-checkout", f"--filter={what}", repository.path.as_uri(),
+                    path], check=True)
+    return path
+
+
+def test_a_partial_clone_as_the_source(repository: Repository, parse: Callable[..., Result],
+                                       parse_failure: Callable[..., str], tmp_path: Path,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing content that nobody asks for ends the run; or one that is wanted is told as a fault of the
+    network, and tried again and again."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("tried again"))
+    repository.commit({"a.kt": MAIN})
+    part = partial_clone(repository, tmp_path / "part")
+    subprocess.run(["git", "-C", part, "checkout", "-q"], check=True)
+    repository.commit({"b.txt": b"text"})
+    for command in (("fetch", "-q"), ("reset", "-q", "--soft", "origin/main")):
+        subprocess.run(["git", "-C", part, *command], check=True)
+    treeless = partial_clone(repository, tmp_path / "treeless", "tree:0")
+    repository.path.rename(tmp_path / "moved")  # an older git would have the missing ones fetched from it
+    assert parse(part).paths == ["a.kt"]
+    message = parse_failure(part, options=("--extensions", ".txt"))
+    assert "part: is a partial clone and lacks the content of b.txt; name the repository" in message
+    assert "treeless: is a partial clone and lacks what its commit consists of" in parse_failure(treeless)
+
+
+def test_a_head_that_names_no_branch(repository: Repository, parse: Callable[..., Result],
+                                     parse_failure: Callable[..., str]) -> None:
+    """A repository whose default branch was renamed is called empty, and nobody thinks of --revision."""
+    repository.commit({"a.kt": MAIN})
+    for number in range(11):
+        repository.git("branch", f"side{number:02d}")
+    repository.git("symbolic-ref", "HEAD", "refs/heads/master")
+    message = parse_failure(repository.path)
+    assert "its HEAD names a branch that does not exist" in message
+    assert message.endswith("--revision: main, side00, side01, side02, side03, side04, side05, side06, "
+                            "side07, side08 and 2 more")
+    assert parse(repository.path, options=("--revision", "main")).paths == ["a.kt"]
+    message = parse_failure(repository.path, options=("--revision", "HEADS"))
+    assert "--revision HEADS: " in message
+    assert "code has no such branch, tag or commit; its branches: main, " in message
+
+
+def test_another_git(repository: Repository, tmp_path: Path, run_script: Callable,
+                     error_line: Callable[[str], str]) -> None:
+    """The git that GIT_PYTHON_GIT_EXECUTABLE names is used for some commands only, or not found."""
+    repository.commit({"a.kt": MAIN})
+    git = shutil.which("git")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "our git").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/log\nexec {git} "$@"\n')
+    (tmp_path / "own" / "our git").chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text(f"#!/bin/sh\ntouch {tmp_path}/wrong\nexit 1\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "b.kt").write_bytes(b"val b = 1\n")
+    environment = {**os.environ, "GIT_PYTHON_GIT_EXECUTABLE": "own/our git",
+                   "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = ("parse_data.py", "--repo_url", repository.path, "plain", "--clone_path", "clone",
+               "--output_file", "out/raw.jsonl")
+    done = run_script(*command, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert Result(tmp_path / "out" / "raw.jsonl").paths == ["a.kt", "b.kt"]
+    assert not (tmp_path / "wrong").exists()
+    assert {"fetch", "ls-files", "upload-pack"} <= set((tmp_path / "log").read_text().split())
+    environment["GIT_PYTHON_GIT_EXECUTABLE"] = "own/missing"
+    assert "own/missing" in error_line(run_script(*command, env=environment).stderr)
+
+
+def test_a_git_that_fails_in_a_short_command(repository: Repository, parse_failure: Callable[..., str],
+                                             tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged configuration of the user's ends in a traceback of GitPython."""
+    repository.commit({"a.kt": MAIN})
+    (tmp_path / "gitconfig").write_text("[user\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    assert "code: git: fatal: bad config line 1 in file" in parse_failure(repository.path)
+
+
+@pytest.mark.parametrize(("user", "name", "found"), [
+    (None, None, "ssh -oBatchMode=yes"), (None, "GIT_SSH", None), ("ssh -i key", None, None)])
+def test_the_users_ssh(user: str | None, name: str | None, found: str | None, repository: Repository,
+                       tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key that the user's git settings name is not used, and the server refuses."""
+    for variable in ("GIT_SSH_COMMAND", "GIT_SSH"):
+        monkeypatch.delenv(variable, raising=False)
+    if name:
+        monkeypatch.setenv(name, "/bin/ssh")
+    if user:
+        settings_of_git(tmp_path, monkeypatch, core__sshCommand=user)
+    with make_clone("git@example.invalid:x.git", tmp_path / "clone") as repo:
+        assert repo.git.environment().get("GIT_SSH_COMMAND") == found
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 """A code base, and which of its files can serve."""
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import shown_path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 LICENSE_NAME = re.compile(r"(un)?licen[sc]e|copying", re.IGNORECASE)
@@ -41,9 +45,18 @@ def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def shown_path(path: str) -> str:
-    """Return a path as text that can be written: bytes that are not UTF-8 read \\xNN."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def local_path(location: str) -> Path | None:
+    """Return the file or folder that a --repo_url names, None where it names none on this machine.
+
+    A `~` means a home only at the very beginning, and where there is one: `./~name` is a folder of that name.
+    """
+    if "://" in location:
+        return None
+    path = Path(location)
+    if location.startswith("~"):
+        with contextlib.suppress(RuntimeError):  # nobody of that name
+            path = path.expanduser()
+    return path if path.exists() else None
 
 
 def find_license(paths: list[str]) -> str | None:
