@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_stage(bleu, build_parser().parse_args(argv))
+    run_stage(bleu, build_parser().parse_args(argv), any_bytes=("references", "predictions"), prints=True)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,9 @@ def parse_data(args: argparse.Namespace) -> None:
         os.environ.pop(name, None)
 
     output = args.output_file
-    provenance_file = output.with_name(f"{output.stem}.provenance.jsonl")
     if output.is_dir():
         raise PipelineError(f"--output_file {output}: is a folder; name a file")
+    provenance_file = output.with_name(f"{output.stem}.provenance.jsonl")
     sources: list[Source] = []
     seen: set[bytes] = set()
     with output_lock(output), clone_folder(args.clone_path) as clone:
@@ -146,7 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_stage(parse_data, build_parser().parse_args(argv))
+    run_stage(parse_data, build_parser().parse_args(argv),
+              any_bytes=("repo_url", "clone_path", "output_file"))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.files import (
     atomic_folder,
+    check_data_set_path,
     check_replaceable,
     combined_hash,
     hash_files,
@@ -105,6 +106,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
         raise PipelineError(f"--input_file {args.input_file}: no such file; run parse_data.py first, or name "
                             "another file")
     check_replaceable(args.output_dir, "dataset_dict.json")
+    check_data_set_path(args.output_dir)
     if args.hf_repository:
         from pipeline.hub import check_hub_write  # 0.3 s, and only where something is to be published
 
@@ -167,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_stage(preprocess, build_parser().parse_args(argv))
+    run_stage(preprocess, build_parser().parse_args(argv), any_bytes=("input_file",))
 
 
 if __name__ == "__main__":

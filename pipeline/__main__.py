@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     command = args.command
     del args.command  # not a setting to be shown
-    run_stage(command, args)
+    run_stage(command, args, any_bytes=("path",), prints=command is show_lineage)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from pipeline.errors import PipelineError, first_line, looks_like_path
-from pipeline.files import recover_folder
+from pipeline.files import check_data_set_path, recover_folder
 from pipeline.hub import hub_errors, hub_files
 from pipeline.manifests import check_manifest
 
@@ -21,13 +21,14 @@ def load_examples(source: str, splits: Iterable[str], verify: bool = True) -> An
     """
     folder = Path(source)
     if folder.exists() or looks_like_path(source):
+        check_data_set_path(folder)
         recover_folder(folder)
         if not (folder / "dataset_dict.json").is_file():
             raise PipelineError(f"{source}: no data set folder; run preprocess_data.py or name another "
                                 "--dataset")
         if verify:
             check_manifest(folder)
-        data = _read_folder(source)
+        data = _read_folder(str(folder))
     else:
         with hub_errors("data set", source):
             # by name: offline, the library does not know which of two in its cache is meant

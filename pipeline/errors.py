@@ -14,6 +14,8 @@ DISK_ERRORS = {
     errno.EPERM: "operation not permitted: choose a place that you may read and write",
     errno.ENOTDIR: "a part of the path is a file: choose another path",
     errno.EISDIR: "the path is a folder: choose another path",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ELOOP: "the symbolic links lead in a circle: choose another path",
 }
 
 

@@ -24,7 +24,8 @@ FOLDER_MARKER = ".pipeline-tmp-folder"
 MANIFEST = "manifest.json"
 BLOCK_BYTES = 1 << 20
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-_without_locks: set[int] = set()  # the file systems of which the user was told
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+_told: set[tuple[int, str]] = set()  # (file system, what the user was told of it)
 
 
 @contextlib.contextmanager
@@ -35,6 +36,7 @@ def output_lock(path: Path) -> Iterator[None]:
     file stays (removing it would let two processes lock two different files of one name); the kernel drops
     the lock with the process.  Where the file system has no locks, the output is written without one.
     """
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # preserve_lock_file: nor does filelock then put up with a mere file as a lock, which a kill would leave
     lock = FileLock(path.parent / f".{path.name}.lock", blocking=False, preserve_lock_file=True)
@@ -46,7 +48,7 @@ def output_lock(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        _tell_of_no_locks(path.parent)
+        _tell_once(path.parent, "has no locks; let no two runs write the same output there")
     try:
         recover_folder(path)
         sweep_leftovers(path)
@@ -55,12 +57,11 @@ def output_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _tell_of_no_locks(folder: Path) -> None:
-    """Say, once for a file system, that it has no locks."""
-    if (device := folder.stat().st_dev) not in _without_locks:
-        _without_locks.add(device)
-        print(f"note: the file system of {folder} has no locks; let no two runs write the same output there",
-              file=sys.stderr)
+def _tell_once(folder: Path, what: str) -> None:
+    """Say, once for a file system, what it cannot do."""
+    if (told := (folder.stat().st_dev, what)) not in _told:
+        _told.add(told)
+        print(f"note: the file system of {folder} {what}", file=sys.stderr)
 
 
 def sweep_leftovers(path: Path) -> None:
@@ -116,15 +117,19 @@ def _temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, binary: bool = False) -> Iterator[IO]:
-    """Yield a file to write; it takes the place of `path` when the block ends without an error."""
+    """Yield a file to write; it takes the place of `path` when the block ends without an error.
+
+    What is no text, such as the name of a file in an old encoding, is written as \\udcNN: to JSON, the same.
+    """
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8",
-                                                       newline="\n") as file:
+        with open(temporary, "wb") if binary else open(temporary, "w", encoding="utf-8", newline="\n",
+                                                       errors="backslashreplace") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno(), path.parent)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
@@ -160,6 +165,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             remove_folder(temporary)
 
 
+def check_name(path: Path) -> None:
+    """Raise PipelineError where an output is named by a way to it, such as `.`, and so has no name of its own
+    under which it could be put into place."""
+    if path.name in ("", ".."):
+        raise PipelineError(f"{path}: an output needs a name of its own; name the file or folder itself")
+
+
 def check_replaceable(path: Path, holds: str | None = None) -> None:
     """Raise PipelineError unless the folder `path` is absent, empty, or was written by this pipeline and
     nobody else.
@@ -167,6 +179,11 @@ def check_replaceable(path: Path, holds: str | None = None) -> None:
     `holds` names a file that every output of the calling stage holds: the output of another stage is not
     replaced.
     """
+    here = Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise PipelineError(f"{path}: is the current folder, or holds it, and an output folder is replaced "
+                            "as a whole; choose another output folder")
+    check_name(path)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise PipelineError(f"{path}: is not a folder; choose another output folder")
     if not path.is_dir() or not any(path.iterdir()):
@@ -178,6 +195,13 @@ def check_replaceable(path: Path, holds: str | None = None) -> None:
     if holds and not (path / holds).is_file():
         raise PipelineError(f"{path}: is not an output of this script (it holds no {holds}); choose another "
                             "output folder")
+
+
+def check_data_set_path(path: Path) -> None:
+    """Raise PipelineError where `datasets` would take the path of a data set for another place's."""
+    if "::" in str(path):
+        raise PipelineError(f"{path}: datasets reads '::' as the way into an archive and would use another "
+                            "folder; choose a path without it")
 
 
 def _foreign_files(folder: Path) -> list[str]:
@@ -218,16 +242,27 @@ def _sync_folder(path: Path) -> None:
         return  # Windows opens no folder
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _sync(handle, path)
     finally:
         os.close(handle)
+
+
+def _sync(handle: int, folder: Path) -> None:
+    """Have what was written outlast a power failure, where the file system of `folder` can promise that."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+        _tell_once(folder, "does not say when what was written is safe; after a power failure, check the "
+                           "output (python -m pipeline lineage)")
 
 
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
-                os.fsync(file.fileno())
+                _sync(file.fileno(), folder)
         else:
             _sync_folder(path)
     _sync_folder(folder)

@@ -1,4 +1,6 @@
 """pipeline/sources/clone.py: the clone's folder is made and removed, and nobody else's ever is."""
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from parsing_runs import MAIN, Repository, Result
 
+from pipeline.errors import PipelineError
 from pipeline.files import TEMPORARY
 from pipeline.sources.clone import CLONE_MARKER, clone_folder
 
@@ -65,13 +68,69 @@ def test_the_clone_of_a_live_run_is_refused(repository: Repository, run_script: 
                                             error_line: Callable[[str], str], tmp_path: Path) -> None:
     """Two runs delete each other's clones."""
     repository.commit({"a.kt": MAIN})
-    (tmp_path / "clone").mkdir()
-    (tmp_path / "clone" / CLONE_MARKER).write_text(str(os.getpid()))
-    result = run_script("parse_data.py", "--repo_url", repository.path, "--clone_path", "clone",
-                        "--output_file", "out/raw.jsonl")
-    assert result.returncode == 1
-    assert "another run is using it" in error_line(result.stderr)
-    assert (tmp_path / "clone" / CLONE_MARKER).read_text() == str(os.getpid())
+    with clone_folder(tmp_path / "clone"):
+        marker = (tmp_path / "clone" / CLONE_MARKER).read_bytes()
+        result = run_script("parse_data.py", "--repo_url", repository.path, "--clone_path", "clone",
+                            "--output_file", "out/raw.jsonl")
+        assert result.returncode == 1
+        assert "another run is using it" in error_line(result.stderr)
+        assert (tmp_path / "clone" / CLONE_MARKER).read_bytes() == marker
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["code", "out"]
+
+
+def test_a_number_of_an_earlier_container_is_no_run(repository: Repository, parse: Callable[..., Result],
+                                                    tmp_path: Path) -> None:
+    """A container's processes have the same numbers each time: after a kill, no run works any more."""
+    repository.commit({"a.kt": MAIN})
+    left = tmp_path / f".clone{TEMPORARY}-{os.getpid()}"
+    for folder in (tmp_path / "clone", left):
+        folder.mkdir()
+        (folder / CLONE_MARKER).write_text(str(os.getpid()))
+    assert parse(repository.path).paths == ["a.kt"]
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("shift", [None, 0, 1, -100])
+def test_where_there_are_no_locks(shift: int | None, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without locks, stage 1 does not work, or two runs delete each other's clones."""
+    def flock(descriptor: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with clone_folder(tmp_path / "clone") as clone:
+        number, start = (clone / CLONE_MARKER).read_text().split()
+    assert not clone.exists()
+    clone.mkdir()
+    (clone / CLONE_MARKER).write_text(number if shift is None else f"{number} {int(start) + shift}")
+    if shift in (0, 1):
+        with pytest.raises(PipelineError, match="another run is using it"), clone_folder(clone):
+            pass
+    else:
+        with clone_folder(clone):
+            pass
+
+
+def test_a_folder_that_another_run_is_making_stays(tmp_path: Path) -> None:
+    """A run that begins at the same moment loses its folder between its making and its lock."""
+    fresh, old = (tmp_path / f".clone{TEMPORARY}-{name}" for name in ("fresh", "old"))
+    for folder in (fresh, old):
+        folder.mkdir()
+        (folder / CLONE_MARKER).touch()
+    os.utime(old, (0, 0))
+    with clone_folder(tmp_path / "clone"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [fresh.name]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/"])
+def test_the_current_folder_is_no_place_for_a_clone(name: str, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--clone_path .` ends in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match="exists already and will not be deleted"), \
+            clone_folder(Path(name)):
+        pass
 
 
 def test_a_folder_of_the_users_under_our_temporary_name_stays(tmp_path: Path) -> None:

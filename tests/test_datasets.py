@@ -46,6 +46,20 @@ def test_load_examples_names_what_is_missing(make_examples: Callable[..., Path],
             load_examples(str(missing), ["train"])
 
 
+def test_a_path_that_datasets_reads_as_another(make_examples: Callable[..., Path], tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder called `a::b`, or a path with `://`, ends in a traceback, or another data set is read."""
+    for name, folder in (("a::b", "a::b"), ("./a://b", "a:/b")):
+        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+        make_examples().rename(tmp_path / folder)
+        monkeypatch.chdir(tmp_path)
+        if "::" in name:
+            with pytest.raises(PipelineError, match="choose a path without it"):
+                load_examples(name, ["train"])
+        else:
+            assert load_examples(name, ["train"])["test"][1]["prompt"] == "val b"
+
+
 def test_load_examples_notices_a_flipped_byte(make_examples: Callable[..., Path]) -> None:
     """A damaged data set is trained on without a word."""
     folder = make_examples()

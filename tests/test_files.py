@@ -1,6 +1,9 @@
 """pipeline/files.py: outputs appear whole or not at all, one writer at a time; hashes; JSON lines."""
 import argparse
+import errno
 import json
+import os
+import stat
 import subprocess
 import sys
 import time
@@ -11,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from output_folders import names, our_folder
 
+from pipeline import files
 from pipeline.errors import PipelineError, Terminated
 from pipeline.files import (
     FOLDER_MARKER,
     TEMPORARY,
     atomic_file,
     atomic_folder,
+    check_data_set_path,
     check_replaceable,
     combined_hash,
     hash_files,
@@ -147,6 +152,83 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     for bad in ("file", "link"):
         with pytest.raises(PipelineError, match="is not a folder"):
             check_replaceable(tmp_path / bad)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../..", "../here", "/"])
+def test_the_current_folder_is_not_replaced(name: str, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--output_dir .` ends in a traceback, or the shell stands in a folder that is gone."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(PipelineError, match="is the current folder, or holds it"):
+        check_replaceable(Path(name))
+    assert names(tmp_path / "here") == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "sub/.."])
+def test_an_output_has_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--output_file .` ends in a traceback, or leaves files with odd names."""
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(PipelineError, match="needs a name of its own"), output_lock(Path(name)):
+        pass
+    with pytest.raises(PipelineError, match="needs a name of its own"), atomic_file(Path(name)):
+        pass
+    assert names(tmp_path) == ["here"]
+    assert names(tmp_path / "here") == ["sub"]
+
+
+def test_a_data_set_path_that_means_another_place() -> None:
+    """--output_dir ./a::b writes the data set into the folder `a:`, and says that it is in `a::b`."""
+    with pytest.raises(PipelineError, match="choose a path without it"):
+        check_data_set_path(Path("./a::b"))
+    check_data_set_path(Path("a:b"))
+
+
+@pytest.mark.parametrize("what", ["folders", "anything"])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync(number: int, what: str, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture) -> None:
+    """On some network drives every stage ends in a traceback, behind its work."""
+    def fsync(descriptor: int) -> None:
+        if what == "anything" or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(files, "_told", set())
+    for _ in range(2):
+        with atomic_file(tmp_path / "a") as file:
+            file.write("x")
+        with atomic_folder(tmp_path / "b") as folder:
+            (folder / "c").mkdir()
+            write_manifest(folder / "manifest.json", argparse.Namespace(), {}, 0.0)
+    assert names(tmp_path) == ["a", "b"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not say when what was written is safe" in line
+
+
+def test_another_fault_of_a_sync_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails passes for one that cannot sync, and the output for written."""
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"), atomic_file(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_names_that_are_not_utf8_are_read_as_they_were(tmp_path: Path) -> None:
+    """A manifest cannot be written of a file whose name is in an old encoding, or names another."""
+    name = os.fsdecode(b"r\xe9.txt")
+    (tmp_path / name).write_text("x")
+    args = argparse.Namespace(input_file=tmp_path / name)
+    write_manifest(tmp_path / "manifest.json", args, hash_files(tmp_path), 0.0)
+    (tmp_path / "manifest.json").read_text(encoding="utf-8")
+    manifest = check_manifest(tmp_path)
+    assert list(manifest["outputs"]) == [name]
+    assert manifest["arguments"]["input_file"] == str(tmp_path / name)
 
 
 def test_recover_folder_after_a_kill_between_the_renames(tmp_path: Path) -> None:

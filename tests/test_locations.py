@@ -1,4 +1,6 @@
 """pipeline/sources/locations.py: what --repo_url, --revision and --extensions may name."""
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,34 @@ def test_several_sources_of_every_kind(tmp_path: Path, parse: Callable[..., Resu
     assert [source["duplicates"] for source in result.manifest["sources"]] == [[], ["same.kt"], [], ["a.kt"]]
 
 
+@pytest.mark.parametrize("kind", ["repository", "plain folder"])
+@pytest.mark.parametrize("name", [b"la\xe9tin", b"~tilde", b"a::b", b"a:b", b"ext::sh -c true",
+                                  b"$HOME %41 #?", "\u00e4".encode()])
+def test_folders_of_every_name(name: bytes, kind: str, tmp_path: Path, parse: Callable[..., Result],
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose name is in an old encoding, or means something elsewhere, cannot be collected."""
+    monkeypatch.chdir(tmp_path)
+    folder = os.fsdecode(name)
+    Repository(tmp_path / folder).commit({"a.kt": MAIN})
+    if kind == "plain folder":
+        shutil.rmtree(tmp_path / folder / ".git")
+    result = parse(f"./{folder}", output=f"{folder}/raw.jsonl")
+    assert result.paths == ["a.kt"]
+    assert result.provenance[0]["repository"] == name.decode("utf-8", "backslashreplace")
+
+
+def test_names_where_file_names_are_not_utf8(tmp_path: Path, run_script: Callable) -> None:
+    """Under an ASCII locale, names that are UTF-8 are recorded as something else."""
+    Repository(tmp_path / "n\u00e4me").commit({"\u00e4.kt": MAIN})
+    shutil.rmtree(tmp_path / "n\u00e4me" / ".git")
+    done = run_script("parse_data.py", "--repo_url", "n\u00e4me", "--clone_path", "clone", "--output_file",
+                      "out/raw.jsonl", env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0",
+                                            "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0, done.stderr
+    (row,) = Result(tmp_path / "out" / "raw.jsonl").provenance
+    assert (row["repository"], row["path"]) == ("n\u00e4me", "\u00e4.kt")
+
+
 @pytest.mark.parametrize("extensions", [(".kt", ".kts"), ("kt", "kts")])
 def test_extensions_with_and_without_dot(repository: Repository, parse: Callable[..., Result],
                                          extensions: tuple[str, ...]) -> None:
@@ -34,6 +64,9 @@ def test_extensions_with_and_without_dot(repository: Repository, parse: Callable
 
 @pytest.mark.parametrize(("location", "options", "message"), [
     ("missing/folder", (), "no such folder"),
+    ("~nobodyhere/project", (), "no such folder"),
+    ("x" * 5000, (), "too long"),
+    ("https://[::1/x.git", (), "is no URL"),
     ("ext::sh -c touch% PWNED", (), "protocol is not allowed"),
     ("fd::17", (), "protocol is not allowed"),
     ("--upload-pack=touch PWNED:x", (), "cannot start with '-'"),

@@ -47,6 +47,19 @@ def test_the_data_set(prepare: Callable[..., Prepared], texts: list[str]) -> Non
     assert set(data.manifest["inputs"]) == {"raw.jsonl"}
 
 
+def test_names_that_are_not_utf8_or_mean_another_place(prepare: Callable[..., Prepared], texts: list[str],
+                                                       failure: Callable[..., str], tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stage 1 wrote cannot be read under its name; or a data set lands elsewhere, or in a traceback."""
+    monkeypatch.chdir(tmp_path)
+    raw = write_raw(tmp_path / os.fsdecode(b"r\xe9.jsonl"), texts)
+    assert prepare(None, "--input_file", raw).manifest["inputs"].keys() == {raw.name}
+    assert "holds bytes that are no text" in failure(texts, output=os.fsdecode(b"o\xe9"))
+    assert "choose a path without it" in failure(texts, output="a::b")
+    assert "is the current folder" in failure(texts, output=".")
+    assert not list(tmp_path.glob("a*"))
+
+
 def test_filters_are_counted_and_can_be_switched_off(prepare: Callable[..., Prepared], texts: list[str],
                                                      kotlin_file: Callable[[int], str]) -> None:
     """Files vanish without a word, or a --keep_ switch does nothing."""

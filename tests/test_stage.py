@@ -111,3 +111,69 @@ def test_sigterm_runs_every_finally() -> None:
         run_stage(stage, argparse.Namespace())
     assert stop.value.code == 143
     assert done == ["cleaned"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Printing and names
+# ------------------------------------------------------------------------------------------------------------
+
+PRINTS = ("import argparse, pathlib, sys, pipeline.stage\n"
+          "def stage(args):\n"
+          "    print('caf\\xe9 \\u2026 \\udce9')\n"
+          "    print('n\\xf6te', file=sys.stderr)\n"
+          "    pathlib.Path(sys.argv[1]).touch()\n"
+          "pipeline.stage.run_stage(stage, argparse.Namespace(name='\\xe4'), prints=len(sys.argv) > 2)\n")
+
+
+def printed(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", PRINTS, *map(str, arguments)], cwd=ROOT, timeout=60,
+                          stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [
+    ("ascii", b"caf\\xe9 \\u2026 \\udce9\n"), ("latin-1", b"caf\xe9 \\u2026 \\udce9\n"),
+    ("utf-8", "caf\xe9 \u2026 \\udce9\n".encode())])
+def test_a_terminal_of_another_encoding(encoding: str, shown: bytes, tmp_path: Path) -> None:
+    """The last line of a run that took hours ends in a traceback, and nothing is published."""
+    done = printed(tmp_path / "end", stdout=subprocess.PIPE,
+                   env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
+    assert (tmp_path / "end").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("kind", ["full", "left", "closed"])
+def test_what_cannot_be_printed_fails_no_run(kind: str, unbuffered: str, tmp_path: Path) -> None:
+    """`train.py | head`, or a full disk beneath its log, ends a run, or makes one that is done fail."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    if kind == "full":
+        with open("/dev/full", "wb") as stdout:
+            done = printed(tmp_path / "end", stdout=stdout, env=environment)
+            result = printed(tmp_path / "result", "prints", stdout=stdout, env=environment)
+        assert b"done; not all of its messages could be printed (No space left on device)" in done.stderr
+        assert result.returncode == 1
+        assert b"error: the result could not be printed (No space left on device)" in result.stderr
+    elif kind == "left":
+        read, write = os.pipe()
+        os.close(read)
+        done = printed(tmp_path / "end", stdout=write, env=environment)
+        os.close(write)
+    else:
+        done = printed(tmp_path / "end", env=environment, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+    assert (tmp_path / "end").exists()
+
+
+def test_names_that_a_stage_cannot_write(capsys: pytest.CaptureFixture) -> None:
+    """A folder with a name in an old encoding ends in a traceback of some library, behind the work."""
+    name = os.fsdecode(b"o\xe9")
+    ran: list[str] = []
+    args = argparse.Namespace(sources=["a", name], output_dir=Path(name))
+    with pytest.raises(SystemExit):
+        run_stage(lambda args: ran.append("not allowed"), args, any_bytes=("sources",))
+    assert "error: --output_dir o\\xe9: holds bytes that are no text here" in capsys.readouterr().err
+    run_stage(lambda args: ran.append("allowed"), args, any_bytes=("sources", "output_dir"))
+    assert ran == ["allowed"]

@@ -1,61 +1,122 @@
 """The folder that a clone lives in: made by this run, removed by it, and never somebody else's."""
 import contextlib
+import fcntl
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+import psutil
 
 from pipeline.errors import PipelineError
-from pipeline.files import TEMPORARY, is_ours, remove_folder
+from pipeline.files import NO_LOCKS, TEMPORARY, is_ours, remove_folder
 
 CLONE_MARKER = ".parse_data_clone"
+MAKING_SECONDS = 60  # within which a run that has made its folder has locked it too
+START_SECONDS = 5  # by which the start of a process may seem to shift, when the clock is set
 
 
 @contextlib.contextmanager
 def clone_folder(path: Path) -> Iterator[Path]:
     """Make the folder `path` for this run and remove it afterwards, whatever happens.
 
-    A folder that carries our marker was left by a killed run and is swept.  Anything else that exists at
-    `path` is not ours: PipelineError, and it is not touched.  The folder gets its marker before it gets its
-    name, and loses the name first: whenever the run is killed, what is left is known for ours.
+    A folder that carries our marker was left by a killed run and is swept, unless a run holds the marker's
+    lock: the number of its process says little, in a container it is that of the run before.  Anything else
+    that exists at `path` is not ours: PipelineError, and it is not touched.  The folder gets its marker
+    before it gets its name, and loses the name first: whenever the run is killed, what is left is known for
+    ours.
     """
+    exists = PipelineError(f"--clone_path {path}: exists already and will not be deleted; move it away or "
+                           "choose another path")
+    if path.name in ("", ".."):
+        raise exists  # the current folder, or one above it
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}{TEMPORARY}-"
-    temporary = path.with_name(f"{prefix}{os.getpid()}")
-    if path.is_dir() and not path.is_symlink() and (path / CLONE_MARKER).is_file():
-        if _process_alive((path / CLONE_MARKER).read_text()):
-            raise PipelineError(f"--clone_path {path}: another run is using it; wait for it or choose "
-                                "another path")
-        os.rename(path, temporary)
-        remove_folder(temporary, CLONE_MARKER)
-        print(f"removed {path}, left by a run that was killed", file=sys.stderr)
-    for left in list(path.parent.iterdir()):
-        named = left.name.startswith(prefix) and left.is_dir() and not left.is_symlink()
-        if named and not _process_alive(left.name[len(prefix):]) and is_ours(left, CLONE_MARKER):
-            remove_folder(left, CLONE_MARKER)
-    temporary.mkdir(mode=0o700)
+    _sweep(path, prefix)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     try:
-        (temporary / CLONE_MARKER).write_text(str(os.getpid()))
-        if path.exists() or path.is_symlink():
-            raise PipelineError(f"--clone_path {path}: exists already and will not be deleted; move it away "
-                                "or choose another path")
-        os.rename(temporary, path)
-        try:
-            yield path
-        finally:
-            os.rename(path, temporary)
+        with open(temporary / CLONE_MARKER, "w", encoding="ascii") as marker:
+            _lock(marker)
+            marker.write(_identity(os.getpid()))
+            marker.flush()
+            if path.exists() or path.is_symlink():
+                raise exists
+            os.rename(temporary, path)
+            try:
+                yield path
+            finally:
+                os.rename(path, temporary)
     finally:
         if temporary.exists():
             remove_folder(temporary, CLONE_MARKER)
 
 
-def _process_alive(pid: str) -> bool:
-    if not pid.strip().isdigit():
-        return False  # killed before the number was written
+def _sweep(path: Path, prefix: str) -> None:
+    """Remove what killed runs left at `path` and beside it; PipelineError where another run is at work."""
+    if path.is_dir() and not path.is_symlink() and (path / CLONE_MARKER).is_file():
+        with _taken_over(path / CLONE_MARKER) as ended:
+            if not ended:
+                raise PipelineError(f"--clone_path {path}: another run is using it; wait for it or choose "
+                                    "another path")
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+            os.rename(path, temporary)  # onto the empty folder
+            remove_folder(temporary, CLONE_MARKER)
+        print(f"removed {path}, left by a run that was killed", file=sys.stderr)
+    for left in list(path.parent.iterdir()):
+        if not left.name.startswith(prefix) or not left.is_dir() or left.is_symlink():
+            continue
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # of another run, or another user
+            marker = left / CLONE_MARKER
+            being_made = not marker.is_file() or not marker.stat().st_size
+            if not is_ours(left, CLONE_MARKER) or (being_made
+                                                   and time.time() - left.stat().st_mtime < MAKING_SECONDS):
+                continue
+            with _taken_over(marker) if marker.is_file() else contextlib.nullcontext(True) as ended:
+                if ended:
+                    remove_folder(left, CLONE_MARKER)
+
+
+@contextlib.contextmanager
+def _taken_over(marker: Path) -> Iterator[bool]:
+    """Yield whether the run that wrote the marker has ended; if so, no other run has it in the block."""
+    with open(marker, "r+", encoding="ascii", errors="replace") as file:
+        locked = _lock(file)
+        if locked is None:
+            yield not _is_running(file.read())
+        else:
+            # while it was opened, another run may have swept the folder and put its own in its place
+            yield locked and marker.exists() and os.path.samestat(os.fstat(file.fileno()), marker.stat())
+
+
+def _lock(file: IO) -> bool | None:
+    """Lock the file until it is closed; return whether that was free, None where there are no locks."""
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
     return True
+
+
+def _identity(pid: int) -> str:
+    """Return the number and the start of a process, which no two have in common."""
+    return f"{pid} {psutil.Process(pid).create_time():.0f}"
+
+
+def _is_running(identity: str) -> bool:
+    """Return whether the process of that number is the one that the marker was written by."""
+    pid, _, start = identity.strip().partition(" ")
+    if not pid.isdigit() or not start.isdigit():
+        return False  # killed before it was written
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - int(start)) < START_SECONDS
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
