@@ -134,12 +134,13 @@ def test_empty_or_unequal_corpora_are_errors(references: list[str], predictions:
 
 @pytest.mark.parametrize(("references", "predictions", "shown"), [
     ("a b c d\nx y\n", "a b c d\nx y\n", "100.00"), ("a b\n", "\n", "0.00"), ("a\n\n", "b\n\n", "84.09"),
-    ("a", "b", "84.09")])
+    ("a", "b", "84.09"), ("a\r\nb\r\n", "a\nb\n", "100.00"), ("a\rb\r", "a\nb\n", "100.00"),
+    ("a\u2028b\n", "a\x0cb\n", "100.00")])
 def test_command_line_prints_two_decimals(references: str, predictions: str, shown: str, tmp_path: Path,
                                           capsys: pytest.CaptureFixture) -> None:
     """The command line prints no plain number that can be compared, or counts the lines wrongly."""
-    (tmp_path / "r").write_text(references)
-    (tmp_path / "p").write_text(predictions)
+    (tmp_path / "r").write_bytes(references.encode())
+    (tmp_path / "p").write_bytes(predictions.encode())
     bleu.main(["--references", str(tmp_path / "r"), "--predictions", str(tmp_path / "p")])
     assert capsys.readouterr().out == f"{shown}\n"
 
