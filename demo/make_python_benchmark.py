@@ -33,8 +33,10 @@ MODULES = ("argparse", "ast", "asyncio", "bdb", "calendar", "cmd", "codecs", "co
            "weakref", "webbrowser", "wsgiref", "xml", "xmlrpc", "zipapp", "zipfile", "zoneinfo")
 KEPT_STRINGS, KEPT_NUMBERS = 200, 30  # how many of the most frequent literals CodeXGLUE keeps
 MAX_BODY_CHARACTERS = 700  # about the budget of 256 tokens
-STRING_LITERAL = re.compile(r"(?P<start>[A-Za-z]*(?:\"\"\"|'''|\"|'))(?P<text>.*)(?P<end>\"\"\"|'''|\"|')",
+STRING_LITERAL = re.compile(r"(?P<prefix>[A-Za-z]*)(?P<quote>\"\"\"|'''|\"|')(?P<text>.*)(?P=quote)",
                             re.DOTALL)
+# the text of a string may hold ">": its mark ends where the string's own quotes follow
+MARK = re.compile(r"(?P<quote>\"\"\"|'''|\"|')<STR_LIT:(?P<text>\S*?)>(?P=quote)|<NUM_LIT:(?P<number>[^>]*)>")
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
@@ -98,23 +100,32 @@ def to_codexglue(code: str) -> tuple[str, list[tuple[str, str]]]:
     return text.removesuffix("<EOL>"), literals
 
 
+def over_lines(code: str) -> bool:
+    """Return whether a string of the code goes over lines."""
+    return any(token.type == tokenize.STRING and "\n" in token.string
+               for token in tokenize.generate_tokens(io.StringIO(code).readline))
+
+
 def mark_literal(token: tokenize.TokenInfo, literals: list[tuple[str, str]]) -> str:
     """Return the token with its literal as <STR_LIT:text> or <NUM_LIT:text>; quotes stay."""
     if token.type == tokenize.NUMBER:
         literals.append(("NUM", token.string))
         return f"<NUM_LIT:{token.string}>"
     if token.type == tokenize.STRING and (match := STRING_LITERAL.fullmatch(token.string)):
-        text = match["text"].replace(" ", "U+0020").replace(",", "U+002C")
+        # CodeXGLUE folds white space within a string too, line ends among it
+        text = re.sub(r"\s+", " ", match["text"]).replace(" ", "U+0020").replace(",", "U+002C")
         literals.append(("STR", text))
-        return f"{match['start']}<STR_LIT:{text}>{match['end']}"
+        return f"{match['prefix']}{match['quote']}<STR_LIT:{text}>{match['quote']}"
     return token.string
 
 
 def empty_uncommon(code: str, common: set[tuple[str, str]]) -> str:
     """Return the code with the literals outside `common` emptied: <STR_LIT>, <NUM_LIT>."""
     def emptied(match: re.Match) -> str:
-        return match[0] if (match[1], match[2]) in common else f"<{match[1]}_LIT>"
-    return re.sub(r"<(STR|NUM)_LIT:(.*?)>(?=['\"]|[^'\"]|$)", emptied, code, flags=re.DOTALL)
+        literal = ("NUM", match["number"]) if match["quote"] is None else ("STR", match["text"])
+        quote = match["quote"] or ""
+        return match[0] if literal in common else f"{quote}<{literal[0]}_LIT>{quote}"
+    return MARK.sub(emptied, code)
 
 
 def main(output: Path) -> None:
@@ -129,8 +140,8 @@ def main(output: Path) -> None:
                 continue  # a body that begins on the docstring's line
             if len(marked_body) > MAX_BODY_CHARACTERS:
                 continue
-            # a literal with ">" or over lines would end the mark in the wrong place
-            if any(kind == "STR" and (">" in text or "\n" in text) for kind, text in literals):
+            # left out since the first version, which could not mark them: the methods stay the same ones
+            if any(">" in text for _, text in literals) or over_lines(body):
                 continue
             counts.update(literals)
             rows.append({"signature": marked_signature.removesuffix(" pass"), "docstring": docstring,

@@ -1,5 +1,6 @@
 """pipeline/evaluation/codexglue.py: CodeXGLUE's text format, its literals, and where a method ends."""
 import ast
+import json
 import random
 import sys
 import textwrap
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 from pipeline.evaluation.codexglue import (
     codexglue_prompt,
     codexglue_reference,
+    codexglue_task,
+    common_literals,
+    logical_lines,
     method_end,
     normalize_python,
     plain_body,
     plain_python,
 )
-from pipeline.evaluation.tasks import fold_white_space
+from pipeline.evaluation.tasks import first_line, fold_white_space
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {("STR", "name"), ("STR", "U+002CU+0020"), ("NUM", "0"), ("NUM", "1"), ("STR", "\\n")}
@@ -113,6 +117,113 @@ def test_normalization_takes_any_text(code: str) -> None:
     method_end(code)
 
 
+@pytest.mark.parametrize(("body", "literals"), [
+    ("x = '<STR_LIT:>>'", {("STR", ">")}), ("x = '<STR_LIT:->>', y", {("STR", "->")}),
+    ("x = '<STR_LIT:>>' + '<STR_LIT:>'", {("STR", ">"), ("STR", "")}),
+    ('x = "<STR_LIT:\\">"', {("STR", '\\"')}), ('x = "<STR_LIT:\'>"', {("STR", "'")}),
+    ('"""<STR_LIT:name>"""', {("STR", "name")}), ("'<STR_LIT>' + <NUM_LIT:1>", {("NUM", "1")}),
+    ("x = '<STR_LIT>', '<STR_LIT:>'", {("STR", "")}), ("'<STR_LIT:a b>'", {("STR", "a b")}),
+    ("x = '<STR_LIT:a><STR_LIT:>>'", {("STR", "a"), ("STR", "")})])
+def test_literals_that_the_data_set_kept(body: str, literals: set[tuple[str, str]]) -> None:
+    """A literal that the references hold (">" is one) is emptied in a right prediction."""
+    assert common_literals([body]) == literals
+
+
+def test_a_literal_that_is_a_mark_s_end_reads_as_itself() -> None:
+    """Reference and prompt lose a ">", or get one more."""
+    body = "x = '<STR_LIT:>>' + '<STR_LIT:->>'"
+    assert codexglue_reference(body) == plain_python(body) == "x = '>' + '->'"
+    assert normalize_python("x = '>' + '->'", common_literals([body])) == codexglue_reference(body)
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ('return"zzz"', 'return""'), ("x = 'zzz'if a else'zzz'", "x = ''if a else''"),
+    ("x = 1if a else'zzz'", "x = 1if a else''"), ('return"name"', 'return"name"'), ("f(a)or'#'", "f(a)or''"),
+    ("print'# zzz'", "print''"), ("return r'zzz'", "return r''")])
+def test_a_quote_behind_a_word_begins_a_string(code: str, expected: str) -> None:
+    """A literal is kept where nobody put a space before it, or a "#" in it ends the line."""
+    assert normalize_python(code, COMMON) == expected
+
+
+@pytest.mark.parametrize(("code", "expected"), [
+    ("x = 10L", "x = 10L"), ("x = 0777", "x = 00"), ("x = 0b12", "x = 02"), ("x = 1_", "x = 1_"),
+    ("x = 17L", "x = 0L"), ("x = 0xFFl", "x = 0l"), ("x = 1_000.5e-3j", "x = 0"), ("x = 1e5", "x = 0"),
+    ("x = 1.", "x = 0"), ("x = 2.real", "x = 0real"), ("x = 0b1", "x = 0"), ("x = 0o17 + 00", "x = 0 + 0"),
+    ("x = 1if a else 2", "x = 1if a else 2"), ("x = 1__0", "x = 1__0")])
+def test_numbers_end_where_they_end_in_the_data_set(code: str, expected: str) -> None:
+    """Python 2's numbers, which a model has seen, are other tokens than in the references."""
+    assert normalize_python(code, COMMON | {("NUM", "10"), ("NUM", "2")}) == expected
+
+
+def test_white_space_in_a_literal_is_folded_before_the_look_up() -> None:
+    """A right prediction of a literal with two spaces, a tab or a line end is emptied; the reference's is
+    not."""
+    common = {("STR", "U+0020"), ("STR", "aU+0020b")}
+    for literal in ("  ", " ", "\t", "\u00a0 "):
+        assert normalize_python(f'x = "{literal}"', common) == 'x = "U+0020"'
+    assert normalize_python("x = '''a\n    b'''", common) == "x = '''aU+0020b'''"
+    assert normalize_python("x = ' a  b'", common) == "x = ''"
+
+
+def test_strings_side_by_side_stay_two() -> None:
+    """An emptied string and the quote of the next one become a triple quote: the reference is no Python, and
+    a perfect prediction another text."""
+    body = 'x = "<STR_LIT>""<STR_LIT:name>"'
+    assert codexglue_reference(body) == 'x = "" "name"'
+    assert plain_body(body) == '\n    x = "" "name"'
+    assert plain_python("def f(a='<STR_LIT>''<STR_LIT:name>'):") == "def f(a='' 'name'):"
+    assert normalize_python('x = "other""name"', COMMON) == codexglue_reference(body)
+    assert normalize_python(plain_body(body), COMMON) == codexglue_reference(body)
+    for right in ("'<STR_LIT>'\"<STR_LIT>\"", "'<STR_LIT:a>''<STR_LIT:b>'", "'<STR_LIT>'.f",
+                  "'''<STR_LIT>'''"):
+        assert " " not in codexglue_reference(right)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_other_systems(end: str) -> None:
+    """A model that has learned CRLF is judged otherwise: a backslash stays, a comment swallows the method, or
+    its end is not found."""
+    code = end.join(["    x = a + \\", "        b  # why", "    y = 'zzz\\", "zzz'", "    return x"])
+    assert normalize_python(code, COMMON) == "x = a + b y = '' return x"
+    assert method_end(f"{end}{code}{end}def g(): pass") == len(end + code + end)
+    lines = [line for line in logical_lines(f"a + \\{end}b{end}c") if line]
+    assert lines == [f"a + \\{end}b", "c"]
+
+
+@pytest.mark.parametrize(("code", "line"), [
+    ("\n    x = '''a\n b'''\n    y", "x = ''''''"), ("\n    x = a + \\\n b\n    y", "x = a + b"),
+    ("x = 'a\u2028b'\ny", "x = ''"), ("x = 'a\x0cb'\ny", "x = ''"), ("f(a,\n  b)\ny", "f(a, b)"),
+    ("# why (\n\n    x = 1\n", "x = 1"), ("x = '('\ny", "x = ''"), ("x)\ny", "x)"), ("x = 'open\ny", "x = '"),
+    ("", ""), ("\n\n", ""), ("x = (1,\n", "x = (1,"), ("x = '''open\ny", "x = '''")])
+def test_first_line_is_a_logical_line(code: str, line: str) -> None:
+    """The first line of a prediction is cut within a string or an expression: what was never written counts
+    as right, or what is right as wrong."""
+    assert first_line(code, lambda text: normalize_python(text, COMMON), logical_lines) == line
+
+
+@pytest.mark.parametrize(("body", "line"), [
+    ("x = '''<STR_LIT>'''<EOL>y", "x = ''''''"), ("f(a,<EOL>b)<EOL>y", "f(a, b)"),
+    ("if a:<EOL><INDENT>b", "if a:"), ("<INDENT>x = \"<STR_LIT:name>\"<EOL>y", 'x = "name"'),
+    ("x = '<STR_LIT:(>'<EOL>y", "x = '('")])
+def test_first_line_of_a_reference(body: str, line: str, tmp_path: Path) -> None:
+    """References are cut elsewhere than predictions: a perfect model's first line is wrong."""
+    row = {"signature": "def f(a):", "docstring": "Do it.", "body": body}
+    (tmp_path / "cg.jsonl").write_text(json.dumps(row) + "\n")
+    task = codexglue_task(tmp_path / "cg.jsonl", 0, 0)
+    assert task.examples[0].first_line == line
+    assert first_line(task.examples[0].completion, task.normalize, task.lines) == line
+
+
+@pytest.mark.parametrize(("body", "expected"), [
+    ("<INDENT>a<EOL>b", "\n    a\n    b"),
+    ("<INDENT>if a:<EOL><INDENT>b<EOL><DEDENT>c<DEDENT>", "\n    if a:\n        b\n    c"),
+    ("<EOL><INDENT>a", "\n    a"), ("<INDENT>a<EOL><DEDENT>b", "\n    a\n    b")])
+def test_a_body_that_begins_with_its_own_indentation(body: str, expected: str) -> None:
+    """The body stands deeper than its docstring: no Python, and a loss that no model can lower."""
+    assert plain_body(body) == expected
+    ast.parse(codexglue_prompt("def f(a):", "Do it.") + plain_body(body))
+
+
 @pytest.mark.parametrize(("body", "end"), [
     ("\n    return 1\ndef g(): pass", "def"), ("\n    return 1\n\n\nx", "x"),
     ("\n    x = '''\na\n'''\n    y\nz", "z"), ("\n    f(\n1,\n2)\nz", "z"),
@@ -194,3 +305,37 @@ def test_prompt_and_body_are_the_method_of_the_standard_library(maker: ModuleTyp
             assert normalize_python(plain_body(marked), set(literals)) == codexglue_reference(marked)
             seen += 1
     assert seen > 40
+
+
+@pytest.mark.parametrize(("code", "marked"), [
+    ('x = """name"""\n', 'x = """<STR_LIT:name>"""'), ("x = r'''a b'''\n", "x = r'''<STR_LIT:aU+0020b>'''"),
+    ("x = ''\n", "x = '<STR_LIT:>'"), ('x = """a\n  b"""\n', 'x = """<STR_LIT:aU+0020b>"""'),
+    ('x = "a,  b"\n', 'x = "<STR_LIT:aU+002CU+0020b>"'), ("x = '\\''\n", "x = '<STR_LIT:\\'>'"),
+    ("x = '>'\n", "x = '<STR_LIT:>>'")])
+def test_the_demo_s_benchmark_marks_what_is_within_the_quotes(code: str, marked: str,
+                                                              maker: ModuleType) -> None:
+    """The demo's references hold a mark that includes quotes: no prediction can equal them."""
+    found, literals = maker.to_codexglue(code)
+    assert found == marked
+    assert maker.empty_uncommon(found, set(literals)) == marked
+    assert "_LIT:" not in maker.empty_uncommon(found, set())
+    assert normalize_python(code, set(literals)) == codexglue_reference(marked)
+
+
+def test_methods_with_any_literal_are_scored_100(maker: ModuleType) -> None:
+    """Literals over lines, with white space or with ">" are written otherwise in references than in
+    predictions."""
+    seen = 0
+    for module, file in list(maker.source_files())[::2]:
+        for _, _, _, body in maker.documented_functions(module, file.read_text(encoding="utf-8")):
+            try:
+                marked, literals = maker.to_codexglue(body)
+            except (tokenize.TokenError, IndentationError):
+                continue
+            if any(">" in text for _, text in literals) or maker.over_lines(body):
+                seen += 1
+                for common in (set(literals), set(literals[::2]), set()):
+                    kept = maker.empty_uncommon(marked, common)
+                    assert normalize_python(body, common) == codexglue_reference(kept)
+                    assert common_literals([kept]) <= common
+    assert seen > 30

@@ -2,7 +2,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -19,7 +19,11 @@ CODEXGLUE_EXAMPLES = 20_000
 CODEXGLUE_FIELDS = {"signature": str, "docstring": str, "body": str}
 CODEXGLUE_MAX_NEW_TOKENS = 256  # the budget of the benchmark's own run
 INDENT = "    "
-_LITERAL = re.compile(r"<(STR|NUM|CHAR)_LIT(?::(.*?))?>", re.DOTALL)
+# The text of a string may hold ">": its mark ends where the string's own quotes follow.
+_LITERAL = re.compile(r"""
+    (?P<quote>\"\"\"|'''|["'])<STR_LIT(?::(?P<string>(?:(?!<(?:STR|NUM|CHAR)_LIT)\S)*?))?>(?P=quote)
+  | <(?P<kind>STR|NUM|CHAR)_LIT(?::(?P<text>.*?))?>
+""", re.VERBOSE | re.DOTALL)
 _LAYOUT = re.compile(r"<(EOL|INDENT|DEDENT)>")
 _UNPRINTABLE = {"U+0020": " ", "U+002C": ","}  # how the data set writes a space and a comma inside a literal
 
@@ -30,18 +34,31 @@ def codexglue_reference(body: str) -> str:
     return fold_white_space(_LITERAL.sub(_literal_text, body))
 
 
-def _literal_text(match: re.Match) -> str:
-    return match[2] if match[2] is not None else {"STR": "", "NUM": "0", "CHAR": ""}[match[1]]
+def _literal_text(match: re.Match, spell: Callable[[str], str] = str) -> str:
+    """Return what a mark stands for, with the quotes around it; `spell` writes its text."""
+    if match["quote"] is None:
+        return spell({"STR": "", "NUM": "0", "CHAR": ""}[match["kind"]]
+                     if match["text"] is None else match["text"])
+    return _quoted(match["quote"], spell(match["string"] or ""), match["quote"], match)
+
+
+def _quoted(quote: str, text: str, end: str, match: re.Match) -> str:
+    """Return a string that stands in the place of `match`, and a space behind it where it is empty and the
+    next one begins at once with the same quote: the three would be a triple quote."""
+    parts = match.string.startswith(quote, match.end()) and not text and quote == end and len(quote) == 1
+    return f"{quote}{text}{end}{' ' if parts else ''}"
+
+
+def _unescaped(text: str) -> str:
+    for code, character in _UNPRINTABLE.items():
+        text = text.replace(code, character)
+    return text
 
 
 def plain_python(text: str) -> str:
     """Return a signature or docstring of the data set as ordinary Python text."""
-    def spelled(match: re.Match) -> str:
-        value = _literal_text(match)
-        for code, character in _UNPRINTABLE.items():
-            value = value.replace(code, character)
-        return value
-    return _LAYOUT.sub(lambda m: "\n" if m[1] == "EOL" else "", _LITERAL.sub(spelled, text))
+    text = _LITERAL.sub(lambda match: _literal_text(match, _unescaped), text)
+    return _LAYOUT.sub(lambda m: "\n" if m[1] == "EOL" else "", text)
 
 
 def plain_body(body: str) -> str:
@@ -51,6 +68,8 @@ def plain_body(body: str) -> str:
         if place % 2:
             depth += {"INDENT": 1, "DEDENT": -1}.get(part, 0)
         elif part.strip():
+            # the mark before the first line is that of the method's own body, which is at level 1 already
+            depth = depth if lines else 1
             lines.append(INDENT * max(1, depth) + plain_python(part).strip())
     return "".join(f"\n{line}" for line in lines)
 
@@ -79,20 +98,27 @@ def codexglue_prompt(signature: str, docstring: str) -> str:
 
 def common_literals(bodies: Iterable[str]) -> set[tuple[str, str]]:
     """Return the literals that the data set kept, as (STR or NUM, text): those that its references hold."""
-    return {(match[1], match[2]) for body in bodies for match in _LITERAL.finditer(body)
-            if match[2] is not None}
+    marks = (match for body in bodies for match in _LITERAL.finditer(body))
+    found = (("STR", match["string"]) if match["quote"] else (match["kind"], match["text"])
+             for match in marks)
+    return {(kind, text) for kind, text in found if text is not None}
 
 
 # A lexer of our own and not the standard library's: that one stops at the first thing that is not Python, as
-# an unfinished prediction is, and its tokens of f-strings depend on the version of Python that runs it.
+# an unfinished prediction is, and its tokens of f-strings depend on the version of Python that runs it.  Its
+# numbers are those of the one that wrote the data set, to which Python 2's 0777 is two: 0 and 777.
 _TOKEN = re.compile(r"""
-    (?P<comment>\#[^\n]*)
-  | (?P<continuation>\\\n)
-  | (?P<string>(?P<prefix>(?<![^\W])[rbuf]{0,2})(?:
+    (?P<comment>\#[^\r\n]*)
+  | (?P<continuation>\\(?:\r\n?|\n))
+  | (?P<string>(?P<prefix>[rbuf]{0,2})(?:
         (?P<triple>\"\"\"|''')(?P<long>(?:\\.|(?!(?P=triple)).)*)(?P<long_end>(?P=triple)|\Z)
-      | (?P<quote>["'])(?P<short>(?:\\.|(?!(?P=quote))[^\\\n])*)(?P<short_end>(?P=quote)|(?=\n)|\Z|(?=\\\Z))))
+      | (?P<quote>["'])(?P<short>(?:\\(?:\r\n|.)|(?!(?P=quote))[^\\\r\n])*)
+        (?P<short_end>(?P=quote)|(?=[\r\n])|\Z|(?=\\\Z))))
   | (?P<name>[^\W\d]\w*)
-  | (?P<number>(?:0[xob][\da-f_]+|(?:\d[\d_]*)?\.\d[\d_]*(?:e[+-]?\d+)?|\d[\d_]*\.?(?:e[+-]?\d+)?)j?l?)
+  | (?P<number>
+        (?:[0-9](?:_?[0-9])*\.(?:[0-9](?:_?[0-9])*)?|\.[0-9](?:_?[0-9])*)(?:e[+-]?[0-9](?:_?[0-9])*)?j?
+      | [0-9](?:_?[0-9])*(?:e[+-]?[0-9](?:_?[0-9])*j?|j)
+      | 0(?:x(?:_?[0-9a-f])+|b(?:_?[01])+|o(?:_?[0-7])+|(?:_?0)*) | [1-9](?:_?[0-9])*)
   | (?P<other>.)
 """, re.VERBOSE | re.DOTALL | re.IGNORECASE)
 
@@ -114,14 +140,28 @@ def _normalized_token(match: re.Match, common: set[tuple[str, str]]) -> str:
     if match["string"] is None:
         return match[0]
     quote = match["triple"] or match["quote"]
-    text = match["long"] if match["triple"] else match["short"]
-    for character, code in ((" ", "U+0020"), (",", "U+002C")):
+    # white space is folded first, that at the ends too: it stands within the quotes
+    text = re.sub(r"\s+", " ", match["long"] if match["triple"] else match["short"])
+    for code, character in _UNPRINTABLE.items():
         text = text.replace(character, code)
     end = match["long_end"] if match["triple"] else match["short_end"]
-    return f"{match['prefix']}{quote}{text if ('STR', text) in common else ''}{end}"
+    return match["prefix"] + _quoted(quote, text if ("STR", text) in common else "", end, match)
 
 
-_LINE_AT_COLUMN_0 = re.compile(r"\n\S")
+def logical_lines(code: str) -> Iterator[str]:
+    """Yield the logical lines of Python, or of a body whose <EOL> are line ends: none ends in a string or
+    between brackets."""
+    begin = depth = 0
+    for match in _TOKEN.finditer(code):
+        if match["other"] is not None:
+            depth = max(0, depth + (match[0] in "([{") - (match[0] in ")]}"))
+            if match[0] in "\r\n" and not depth:
+                yield code[begin:match.start()]
+                begin = match.end()
+    yield code[begin:]
+
+
+_LINE_AT_COLUMN_0 = re.compile(r"[\r\n]\S")
 
 
 def method_end(body: str) -> int | None:
@@ -143,7 +183,7 @@ def method_end(body: str) -> int | None:
                 return None  # a string is open
         if match["other"] is not None:
             depth = max(0, depth + (text in "([{") - (text in ")]}"))
-        at_line_start = text == "\n"
+        at_line_start = text in ("\n", "\r")
     return None
 
 
@@ -174,10 +214,11 @@ def codexglue_task(path: Path, sample: int, seed: int) -> Task:
                         prompt=codexglue_prompt(rows[i]["signature"], rows[i]["docstring"]),
                         reference=codexglue_reference(rows[i]["body"]), group=i,
                         completion=plain_body(rows[i]["body"]),
-                        first_line=first_line(rows[i]["body"].replace("<EOL>", "\n"), codexglue_reference))
+                        first_line=first_line(rows[i]["body"].replace("<EOL>", "\n"), codexglue_reference,
+                                              logical_lines))
                 for i in draw(len(rows), sample, seed)]
     return Task("CodeXGLUE (Python)", examples, CODEXGLUE_MAX_NEW_TOKENS,
                 lambda text: normalize_python(text, common), method_end,
                 {"file": path.name, "sha256": sha256_file(path), "prompt": "signature, docstring",
                  "stop": "end of method"},
-                CODEXGLUE_DATASET if len(rows) == CODEXGLUE_EXAMPLES else path.name)
+                CODEXGLUE_DATASET if len(rows) == CODEXGLUE_EXAMPLES else path.name, lines=logical_lines)

@@ -40,7 +40,7 @@ class Scores:
                  losses: list[tuple[float, int]] | None = None, ended: list[bool] | None = None):
         references = [example.reference for example in task.examples]
         normalized = [task.normalize(prediction) for prediction in predictions]
-        lines = [(example.first_line, first_line(prediction, task.normalize))
+        lines = [(example.first_line, first_line(prediction, task.normalize, task.lines))
                  for prediction, example in zip(predictions, task.examples, strict=True)]
         self.similarity = np.array([edit_similarity(reference, prediction)
                                     for reference, prediction in zip(references, normalized, strict=True)])

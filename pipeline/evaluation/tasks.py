@@ -1,8 +1,9 @@
 """A benchmark set: what is asked, and what counts as the answer."""
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from pipeline.hub import find_manifest
 
 DEFAULT_CHUNK_TOKENS = 100
 CHARACTERS_KEPT = 40  # of a file, for each token of context: more than any language has
+
+
+def text_lines(text: str) -> list[str]:
+    """Return the lines of a text; str.splitlines would also cut at a form feed or U+2028, which may stand in
+    a string."""
+    return re.split(r"\r\n?|\n", text)
 
 
 @dataclass
@@ -44,11 +51,13 @@ class Task:
     dataset: str = ""  # hub name, or name of the file or folder
     # of the file before the cut, in each model's own tokens; 0: the examples' prompts
     context_tokens: int = 0
+    lines: Callable[[str], Iterable[str]] = text_lines  # of a text that is not yet normalized
 
 
-def first_line(text: str, normalize: Callable[[str], str]) -> str:
-    """Return the first line of a completion that holds anything, normalized."""
-    return next((line for line in map(normalize, text.splitlines()) if line), "")
+def first_line(text: str, normalize: Callable[[str], str],
+               lines: Callable[[str], Iterable[str]] = text_lines) -> str:
+    """Return the first of a completion's `lines` that holds anything, normalized."""
+    return next((line for line in map(normalize, lines(text)) if line), "")
 
 
 def fold_white_space(text: str) -> str:
