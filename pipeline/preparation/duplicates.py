@@ -1,6 +1,5 @@
 """Near-duplicates: n-grams of tokens, MinHash signatures and the clusters that they make."""
-import itertools
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,8 @@ import numpy as np
 # MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
 PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
 MINHASH_SEED, MINHASH_BLOCK = 1, 512
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+MOST_LEADERS = 64  # files of a bucket that are compared with all in it; a bucket of so many is compared whole
 
 
 def ngram_hashes(token_ids: np.ndarray, width: int) -> np.ndarray:
@@ -16,7 +17,7 @@ def ngram_hashes(token_ids: np.ndarray, width: int) -> np.ndarray:
     width = min(width, len(ids))
     hashes = np.zeros(len(ids) - width + 1, dtype=np.uint64)
     for i in range(width):  # a polynomial in the ids, whose products wrap around
-        hashes = (hashes + ids[i:len(ids) - width + 1 + i] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        hashes = (hashes + ids[i:len(ids) - width + 1 + i] + np.uint64(1)) * HASH_FACTOR
     return hashes
 
 
@@ -42,40 +43,110 @@ def minhash_signature(token_ids: np.ndarray, empty: Any) -> np.ndarray:
     return sketch.hashvalues
 
 
-def cluster_near_duplicates(signatures: np.ndarray) -> np.ndarray:
-    """Return for each of the (files, PERMUTATIONS) MinHash signatures the index of its cluster's first file.
+class Links:
+    """What is joined with what (union-find); a set is named by its smallest member."""
 
-    Two files are linked where the share of equal values, which estimates the Jaccard similarity of their
-    5-grams, is at least NEAR_DUPLICATE_JACCARD; clusters are what links connect (union-find).  Only files
-    that agree in one band of BAND_ROWS values are compared (locality-sensitive hashing, Leskovec, Rajaraman
-    and Ullman, ch. 3).
-    """
-    parent = list(range(len(signatures)))
+    def __init__(self, number: int):
+        self.parent = list(range(number))
 
-    def root(i: int) -> int:
+    def root(self, i: int) -> int:
+        """Return the name of the set that holds `i`."""
+        parent = self.parent
         while parent[i] != i:
             parent[i] = parent[parent[i]]
             i = parent[i]
         return i
 
-    for first in range(0, PERMUTATIONS - BAND_ROWS + 1, BAND_ROWS):
-        band = np.ascontiguousarray(signatures[:, first:first + BAND_ROWS])
-        keys = band.view([("", band.dtype)] * BAND_ROWS).ravel()
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1], True])
-        for begin, end in itertools.pairwise(starts.tolist()):
-            if end - begin > 1:
-                _link_bucket(signatures, order[begin:end], parent, root)
-    return np.array([root(i) for i in range(len(signatures))], dtype=np.int64)
+    def roots(self, members: Iterable[int]) -> np.ndarray:
+        """Return the name of each member's set."""
+        return np.array([self.root(i) for i in members], dtype=np.int64)
+
+    def join(self, one: int, other: int) -> None:
+        """Make one set of two."""
+        a, b = sorted((self.root(one), self.root(other)))
+        self.parent[b] = a
 
 
-def _link_bucket(signatures: np.ndarray, members: np.ndarray, parent: list[int],
-                 root: Callable[[int], int]) -> None:
-    """Join those `members` of one bucket whose signatures are alike; skip pairs that are joined already."""
-    for i, member in enumerate(members[:-1].tolist()):
-        others = np.array([m for m in members[i + 1:].tolist() if root(m) != root(member)], dtype=np.int64)
-        if len(others):
-            similarity = (signatures[others] == signatures[member]).mean(axis=1)
-            for other in others[similarity >= NEAR_DUPLICATE_JACCARD].tolist():
-                a, b = sorted((root(member), root(other)))
-                parent[b] = a
+def cluster_near_duplicates(signatures: np.ndarray) -> np.ndarray:
+    """Return for each of the (files, PERMUTATIONS) MinHash signatures the index of its cluster's first file.
+
+    Two files are linked where the share of equal values, which estimates the Jaccard similarity of their
+    5-grams, is at least NEAR_DUPLICATE_JACCARD; clusters are what links connect.  Equal signatures are joined
+    first, and count once.  Of the others only those are compared that agree in one band of BAND_ROWS values
+    (locality-sensitive hashing, Leskovec, Rajaraman and Ullman, ch. 3), which a sort brings together: a
+    bucket.  Clusters do not depend on the order of the files.
+
+    Time: linear in the files, but for sorting them once a band (n log n).  In each band a file is compared
+    with at most MOST_LEADERS others and two neighbours, however many files share its bucket.
+    """
+    if not len(signatures):
+        return np.zeros(0, dtype=np.int64)
+    rows = np.ascontiguousarray(signatures)
+    rows = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, first, copy_of = np.unique(rows, return_index=True, return_inverse=True)  # in the order of their bytes
+    signatures, links = signatures[first], Links(len(first))
+    keys = _band_keys(signatures)
+    for band in range(len(keys)):
+        order = np.argsort(keys[band], kind="stable")
+        key, label = keys[band][order], links.roots(order.tolist())
+        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        ends = np.r_[starts[1:], len(key)]
+        apart = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
+        for begin, end in zip(starts[apart].tolist(), ends[apart].tolist(), strict=True):
+            members = order[begin:end]
+            if _link_leaders(signatures, members, links, band):
+                # beside each other: those that also agree in the bands that follow
+                following = [keys[(band + step) % len(keys)][members] for step in (2, 1)]
+                _link_neighbours(signatures, members[np.lexsort(following)], links)
+    roots = links.roots(range(len(first)))
+    representative = first.copy()
+    np.minimum.at(representative, roots, first)
+    return representative[roots][copy_of.ravel()]
+
+
+def _band_keys(signatures: np.ndarray) -> np.ndarray:
+    """Return the (bands, files) 64-bit hashes of each band's values."""
+    values = signatures.astype(np.uint64).T
+    keys = np.zeros((PERMUTATIONS // BAND_ROWS, len(signatures)), dtype=np.uint64)
+    for row in range(BAND_ROWS):
+        keys = (keys + values[row:len(keys) * BAND_ROWS:BAND_ROWS] + np.uint64(1)) * HASH_FACTOR
+    return keys
+
+
+def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the rows in which signatures are near-duplicates."""
+    return np.flatnonzero(np.count_nonzero(some == others, axis=1) >= NEAR_DUPLICATE_JACCARD * PERMUTATIONS)
+
+
+def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, band: int) -> bool:
+    """Join members of one bucket by comparing some, the leaders, with all; return whether pairs are left.
+
+    None is left where there were few members, or where all that have not led are joined already.  Leaders are
+    drawn: of many that are not alike, each leads in some band.
+    """
+    # labels of this bucket alone: 0, 1, 2 ...
+    group = np.unique(links.roots(members.tolist()), return_inverse=True)[1]
+    rows, waiting = signatures[members], np.ones(len(members), dtype=bool)
+    drawn = np.arange(len(members))
+    if len(members) > MOST_LEADERS:  # else all may lead, in any order
+        drawn = np.random.default_rng(band).permutation(len(members))
+    for _ in range(MOST_LEADERS):
+        # those of the largest group need not lead, if all others do
+        candidates = drawn[waiting[drawn] & (group[drawn] != np.bincount(group).argmax())]
+        if not len(candidates):
+            return False
+        leader = candidates[0]
+        waiting[leader] = False
+        alike = _alike(rows, rows[leader])
+        found, one_of = np.unique(group[alike], return_index=True)
+        for member in members[alike[one_of]].tolist():
+            links.join(int(members[leader]), member)
+        if len(found) > 1:
+            group[np.isin(group, found)] = group[leader]
+    return True
+
+
+def _link_neighbours(signatures: np.ndarray, members: np.ndarray, links: Links) -> None:
+    """Join those of a bucket that are alike and stand beside each other."""
+    for i in _alike(signatures[members[1:]], signatures[members[:-1]]).tolist():
+        links.join(int(members[i]), int(members[i + 1]))
