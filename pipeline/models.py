@@ -61,13 +61,19 @@ def torch_dtype(precision: str) -> Any:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}[precision]
 
 
+def max_positions(config: Any) -> int | None:
+    """Return the tokens that a model has positions for, by its configuration or that of its language part;
+    None where it names no bound."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def context_length(name: str, revision: str | None) -> int | None:
     """Return the tokens that a model has positions for, by its configuration; None where that names no
     bound."""
     check_local_model(name)
     with model_errors(name):
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    return getattr(config, "max_position_embeddings", None)
+    return max_positions(config)
 
 
 def model_hash(name: str, revision: str | None) -> str:

@@ -1,8 +1,24 @@
 """The keys and values of a batch, whose memory is taken once."""
+import inspect
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+# layers that hold keys and values alone; by name, for a state that is left behind would not be noticed
+ROWS_CAN_LEAVE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def rows_can_leave(model: Any) -> bool:
+    """Return whether a batch of this model can be padded, and rows be taken out of its cache.
+
+    That is so where every layer holds keys and values, which the mask hides.  The state of a linear
+    attention, a convolution or a state space has taken padding in, and cannot be cut; GPT-1 has no cache.
+    """
+    return ("past_key_values" in inspect.signature(model.forward).parameters
+            and not getattr(model, "_is_stateful", False)
+            and all(type(layer) in ROWS_CAN_LEAVE for layer in DynamicCache(config=model.config).layers))
 
 
 class BatchLayer(DynamicLayer):

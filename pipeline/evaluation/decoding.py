@@ -1,17 +1,19 @@
 """Batched greedy decoding."""
+import contextlib
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.cache import batch_cache, drop_columns
+from pipeline.evaluation.cache import batch_cache, drop_columns, rows_can_leave
 from pipeline.evaluation.tasks import Task
-from pipeline.models import left_padded
+from pipeline.models import left_padded, max_positions
 
 # Columns of a batch's cache in all its rows, prompts and new tokens together: 6 GB with phi-1.5 in 16 bits.
 BATCH_TOKENS = 32_768
@@ -95,7 +97,7 @@ def close_gaps(staying: list[int]) -> list[int]:
 
 def fit_context(prompts: list[list[int]], model: Any, task: Task) -> list[list[int]]:
     """Return the prompts, each with as many of its last tokens as the context holds before the new ones."""
-    context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    context = max_positions(model.config) or sys.maxsize
     if context <= task.max_new_tokens:
         raise PipelineError(f"{task.name}: a budget of {task.max_new_tokens} new tokens leaves no room for "
                             f"a prompt in the model's context of {context}; "
@@ -103,16 +105,61 @@ def fit_context(prompts: list[list[int]], model: Any, task: Task) -> list[list[i
     return [prompt[-(context - task.max_new_tokens):] for prompt in prompts]
 
 
+class EndedRows(StoppingCriteria):
+    """Tells `generate` which of its rows are over, token by token."""
+
+    def __init__(self, rows: list[Continuation]):
+        self.rows, self.over = rows, [False] * len(rows)
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        tokens = input_ids[:, -1].tolist()
+        self.over = [over or row.add(token)
+                     for over, row, token in zip(self.over, self.rows, tokens, strict=True)]
+        return torch.tensor(self.over, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def plain_settings(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Generate with these settings alone: the library would fill in what the model's own have besides (a
+    penalty, beams), which our decoding does not have."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def generate_by_library(model: Any, prompts: list[list[int]], written: list[Continuation], task: Task,
+                        pad_token: int) -> None:
+    """Decode greedily with the library's `generate`, for models whose batches cannot be padded or cut.
+
+    Prompts of one length are decoded together, so that nothing is padded.
+    """
+    ends = sorted(end for end in written[0].ends if end is not None)
+    settings = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=task.max_new_tokens,
+                                pad_token_id=pad_token, eos_token_id=ends)
+    by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for _, part in itertools.groupby(by_length, key=lambda i: len(prompts[i])):
+        part = list(part)
+        ids = torch.tensor([prompts[i] for i in part], device=model.device)
+        with plain_settings(model, settings):
+            model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings,
+                           stopping_criteria=[EndedRows([written[i] for i in part])])
+
+
 def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: Task) -> list[dict[str, Any]]:
     """Decode greedily; return for each prompt {"text", "tokens", "ended"}, the new text only.
 
     Prompts are padded on the left, so that every row goes on at the same column.  A row that has ended leaves
     the batch, and its part of the cache with it; so do the columns that are padding in all rows that are
-    left.
+    left.  Where the model's cache does not allow that, the library's `generate` decodes.
     """
     prompts, device = fit_context(prompts, model, task), model.device
     ends = end_tokens(model, tokenizer)
     written = [Continuation(tokenizer, task, ends) for _ in prompts]
+    if not rows_can_leave(model):
+        generate_by_library(model, prompts, written, task, tokenizer.eos_token_id)
+        return [row.result() for row in written]
     by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # what the rows that are in the batch have written, and the lengths of their prompts
     rows, lengths = [written[i] for i in by_length], [len(prompts[i]) for i in by_length]

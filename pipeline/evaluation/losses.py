@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from pipeline.evaluation.cache import rows_can_leave
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, prediction_file
 from pipeline.evaluation.tasks import Task, prompts_of
-from pipeline.models import left_padded
+from pipeline.models import left_padded, max_positions
 from pipeline.tokenizers import encode_prompts
 
 LOSS_BATCH_TOKENS = 4096  # a batch of the loss, padding included
@@ -23,14 +24,16 @@ def batch_losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[tu
     through the head. Where a row is longer than the model's context, the prompt loses its beginning, and then
     the completion its end.
     """
-    context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    if len(rows) > 1 and not rows_can_leave(model):  # nor be padded
+        return [batch_losses(model, [row])[0] for row in rows]
+    context = max_positions(model.config) or sys.maxsize
     ends = [len(completion[:context - 1]) for _, completion in rows]
     texts = [prompt[-(context - end):] + completion[:end]
              for (prompt, completion), end in zip(rows, ends, strict=True)]
     inputs, width = left_padded(texts, 0, model.device), max(ends)
     ids, longest = inputs["input_ids"], max(map(len, texts))
-    # logits: (rows, width, vocabulary)
-    logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    # (rows, width, vocabulary); not every model leaves the other columns out
+    logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, -width - 1:-1]
     return [(torch.nn.functional.cross_entropy(logits[i, width - end:].float(), ids[i, longest - end:],
                                                reduction="sum").item(), end)
             for i, end in enumerate(ends)]
