@@ -101,3 +101,81 @@ def test_load_examples_notices_a_flipped_byte_in_the_files(files_folder: Path, t
     arrow.write_bytes(content)
     with pytest.raises(PipelineError, match=f"{arrow.name}: has changed since it was written"):
         load_examples(str(folder), ["train"])
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that saves columns as all three splits of a data set from elsewhere."""
+    import datasets
+
+    def save(fmt: str | None = None, **columns: list) -> str:
+        rows = {"prompt": ["val a", "val b"], "completion": ["= 1", "= 2"]} | columns
+        split = datasets.Dataset.from_dict(rows)
+        data = datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), split))
+        data.with_format(fmt).save_to_disk(str(tmp_path / "data"))
+        return str(tmp_path / "data")
+    return save
+
+
+MESSAGES = [[{"role": "user", "content": "val a"}]] * 2
+
+
+@pytest.mark.parametrize(("columns", "said"), [
+    ({"completion": ["= 1", None]}, "split 'test': completion is null in 1 of 2 rows, first in row 1; fill"),
+    ({"prompt": [None, None]}, "split 'test': prompt holds null, not text"),
+    ({"prompt": MESSAGES}, "split 'test': prompt holds List, not text; write each as one string \\(of chat"),
+    ({"completion": [1, 2]}, "split 'test': completion holds int64, not text"),
+    ({"completion": ["", ""]}, "split 'test': every completion is empty")])
+def test_columns_that_hold_no_text_are_named(columns: dict[str, list], said: str,
+                                             save: Callable[..., str]) -> None:
+    """A data set from elsewhere, with a null or with chat messages, ends in a tokenizer's traceback."""
+    with pytest.raises(PipelineError, match=said):
+        load_examples(save(**columns), ["test"])
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    (["src/A.kt", "src/B.kt"], "source_line holds string"), ([None, None], "source_line holds null"),
+    ([3, None], "source_line holds nulls"), ([1.0, 2.0], "source_line holds float64"),
+    ([[1], [2]], "source_line holds List")])
+def test_other_columns_of_our_names_are_left_out(values: list, said: str, save: Callable[..., str],
+                                                 capsys: pytest.CaptureFixture) -> None:
+    """A data set from elsewhere with a column source_line that means something else cannot be used."""
+    rows = load_examples(save(source_line=values, start=values), ["test"])["test"]
+    assert rows.column_names == ["prompt", "completion"]
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 2
+    assert said in notes[0]
+    assert "each example counts as a file of its own" in notes[0]
+
+
+def test_our_own_columns_stay(save: Callable[..., str], capsys: pytest.CaptureFixture) -> None:
+    """Examples of one file count as independent: the intervals become too narrow."""
+    rows = load_examples(save(source_line=[7, 7], start=[0, 5], other=[None, None]), ["test"])["test"]
+    assert rows[:]["source_line"] == [7, 7]
+    assert rows.column_names == ["prompt", "completion", "source_line", "start", "other"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fmt", ["numpy", "torch", "pandas"])
+def test_a_format_that_was_saved_is_not_used(fmt: str, save: Callable[..., str]) -> None:
+    """A data set that was saved with numpy's types gives arrays where lists of texts are read."""
+    rows = load_examples(save(fmt, source_line=[1, 2]), ["test"])["test"]
+    assert rows[:] == {"prompt": ["val a", "val b"], "completion": ["= 1", "= 2"], "source_line": [1, 2]}
+
+
+def test_hidden_columns_are_read(make_examples: Callable[..., Path]) -> None:
+    """A column that was hidden when the data set was saved is a KeyError."""
+    import datasets
+
+    folder = make_examples()
+    data = datasets.load_from_disk(str(folder)).with_format(None, columns=["prompt"])
+    data.save_to_disk(str(folder.with_name("hidden")))
+    assert load_examples(str(folder.with_name("hidden")), ["test"])["test"][0]["completion"] == "val a"
+
+
+def test_splits_that_are_not_asked_for_are_not_checked(save: Callable[..., str]) -> None:
+    """A benchmark refuses a data set for what it does not read."""
+    data = load_examples(save(prompt=MESSAGES), [])
+    assert data["test"].features["prompt"] is not None
+    with pytest.raises(PipelineError, match="not text"):
+        load_examples(str(Path(save(prompt=MESSAGES))), [], optional=["train", "other"])

@@ -109,6 +109,8 @@ def score_set(task: Task, predictions: list[list[str]], ended: list[list[bool]],
                                for key in ("base", "base_interval", "fine_tuned", "fine_tuned_interval")}
     if args.baselines:
         kotlin = task.name.startswith("Kotlin")
-        train = load_examples(args.dataset, (), verify=False).get("train") if kotlin else None
+        train = None
+        if kotlin:
+            train = load_examples(args.dataset, (), verify=False, optional=("train",)).get("train")
         entry["baselines"] = against_baselines(task, models, train, args.seed)
     return entry, change
