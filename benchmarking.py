@@ -56,7 +56,7 @@ def benchmark(args: argparse.Namespace) -> None:
     from pipeline.evaluation import candidates, published_scores, reporting
     from pipeline.evaluation.comparison import evaluate, score_set
     from pipeline.evaluation.processes import join_processes
-    from pipeline.evaluation.sets import make_tasks
+    from pipeline.evaluation.sets import fit_budgets, make_tasks
     from pipeline.evaluation.vllm import check_vllm
     from pipeline.hub import find_manifest
 
@@ -80,6 +80,7 @@ def benchmark(args: argparse.Namespace) -> None:
     precision, device = models.choose_precision(args.precision), models.device_name()
     tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
     tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes)
+    fit_budgets(tasks, sources)
     if processes.rank == 0:
         sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
                          f"at most {task.max_new_tokens} new tokens" for task in tasks)
