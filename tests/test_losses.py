@@ -62,6 +62,17 @@ def test_loss_of_what_is_longer_than_the_context() -> None:
     assert cut_completion == (pytest.approx(expected, abs=5e-2), kept)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_empty_completion_costs_nothing(architecture: str) -> None:
+    """One empty completion of a data set from elsewhere ends the benchmark in a traceback."""
+    model = tiny_models.make_model(architecture)
+    with torch.inference_mode():
+        assert batch_losses(model, [([5, 6], []), ([7], [])]) == [(0.0, 0), (0.0, 0)]
+        (nothing, none), (nats, one) = batch_losses(model, [([5, 6], []), ([7, 8], [9])])
+        assert (nothing, none, one) == (0.0, 0, 1)
+        assert nats == pytest.approx(batch_losses(model, [([7, 8], [9])])[0][0], abs=1e-4)
+
+
 def test_loss_in_the_results_is_that_of_the_model(folders: SimpleNamespace, tmp_path: Path) -> None:
     """The loss that is shown belongs to other text than the reference behind its prompt."""
     metrics = run_stage(folders, tmp_path)

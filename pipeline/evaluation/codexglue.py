@@ -18,6 +18,8 @@ CODEXGLUE_DATASET, CODEXGLUE_FILE = "microsoft/codexglue_method_generation", "te
 CODEXGLUE_EXAMPLES = 20_000
 CODEXGLUE_FIELDS = {"signature": str, "docstring": str, "body": str}
 CODEXGLUE_MAX_NEW_TOKENS = 256  # the budget of the benchmark's own run
+# of prompts, references and where a method ends: what was written for another one is not taken up again
+TEXT_FORMAT = "2"
 INDENT = "    "
 # The text of a string may hold ">": its mark ends where the string's own quotes follow.
 _LITERAL = re.compile(r"""
@@ -219,6 +221,6 @@ def codexglue_task(path: Path, sample: int, seed: int) -> Task:
                 for i in draw(len(rows), sample, seed)]
     return Task("CodeXGLUE (Python)", examples, CODEXGLUE_MAX_NEW_TOKENS,
                 lambda text: normalize_python(text, common), method_end,
-                {"file": path.name, "sha256": sha256_file(path), "prompt": "signature, docstring",
-                 "stop": "end of method"},
+                {"file": path.name, "sha256": sha256_file(path), "format": TEXT_FORMAT,
+                 "prompt": "signature, docstring", "stop": "end of method"},
                 CODEXGLUE_DATASET if len(rows) == CODEXGLUE_EXAMPLES else path.name, lines=logical_lines)
