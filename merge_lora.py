@@ -39,10 +39,11 @@ def merge(args: argparse.Namespace) -> None:
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
     from pipeline.hub import check_hub_write, push_folder
-    from pipeline.merging import adapter, base, lora_merge, weights
+    from pipeline.merging import adapter, base, lora_merge
     from pipeline.merging.card import model_card
     from pipeline.merging.verification import enough_memory_to_verify, verify
     from pipeline.models import quiet_libraries
+    from pipeline.weight_files import stored_tensors
 
     on_hub = not Path(args.hf_repository).is_dir() and not looks_like_path(args.hf_repository)
     check_output(args, adapter.ADAPTER_CONFIG)
@@ -62,7 +63,7 @@ def merge(args: argparse.Namespace) -> None:
         base.check_trained_base(trained, base_name, base_folder)
     quiet_libraries()
     pairs = adapter.read_adapter(adapter_folder, config)
-    shards = [tensors for file in base.base_shards(base_folder) if (tensors := weights.list_tensors(file))]
+    shards = stored_tensors(base_folder)
     nf4 = args.base == "nf4"
     targets = lora_merge.locate_targets(pairs, [t for shard in shards for t in shard], base_folder, nf4)
     check_space(args, sum(t.size for shard in shards for t in shard))

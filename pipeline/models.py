@@ -12,6 +12,7 @@ import transformers
 from pipeline.files import combined_hash, sha256_file
 from pipeline.hub import hub_errors, hub_files
 from pipeline.tokenizers import check_local_model, model_errors
+from pipeline.weight_files import weight_files
 
 IGNORED_LABEL = -100  # torch's and transformers' mark of a position without a label
 
@@ -81,7 +82,7 @@ def model_hash(name: str, revision: str | None) -> str:
     if not Path(name).is_dir():
         with hub_errors("model", name):
             return hub_files(name, revision)[0]
-    return combined_hash({file.name: sha256_file(file) for file in sorted(Path(name).glob("*.safetensors"))})
+    return combined_hash({file.name: sha256_file(file) for file in weight_files(Path(name))})
 
 
 def right_padded(rows: list[dict[str, list[int]]], pad_token_id: int, device: Any = None) -> dict[str, Any]:

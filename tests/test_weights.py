@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.merging import weights
+from pipeline.weight_files import list_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +40,7 @@ def test_every_tensor_is_read_whole_in_blocks(tmp_path: Path, monkeypatch: pytes
     tensors |= {"scalar": torch.tensor(0.5), "no rows": torch.zeros(0, 3), "one": torch.ones(5)}
     save_file(tensors, tmp_path / "model.safetensors")
     monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 20)
-    stored = weights.list_tensors(tmp_path / "model.safetensors")
+    stored = list_tensors(tmp_path / "model.safetensors")
     assert {tensor.name for tensor in stored} == set(tensors)
     with open(tmp_path / "model.safetensors", "rb") as stream:
         for tensor in stored:

@@ -15,6 +15,7 @@ from pipeline.hub import hub_errors, hub_files
 from pipeline.manifests import MODEL_FILES, check_manifest
 from pipeline.models import torch_dtype
 from pipeline.tokenizers import check_local_model, load_tokenizer, model_errors
+from pipeline.weight_files import weight_files
 
 
 @dataclass
@@ -32,10 +33,10 @@ def identify_model(name: str, revision: str | None) -> ModelSource:
     check_local_model(name)
     folder = Path(name)
     if folder.is_dir():
-        weights = sorted(folder.glob("*.safetensors"))
+        is_adapter = (folder / "adapter_config.json").is_file()
+        weights = sorted(folder.glob("*.safetensors")) if is_adapter else weight_files(folder)
         if not weights:
             raise PipelineError(f"model {name}: holds no safetensors file; pickled weights are not loaded")
-        is_adapter = (folder / "adapter_config.json").is_file()
         if is_adapter and any(file.name.startswith("model") for file in weights):
             raise PipelineError(f"model {name}: holds an adapter and merged weights side by side, "
                                 "and a load would apply the adapter twice; move one of them away")

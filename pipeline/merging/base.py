@@ -1,6 +1,5 @@
-"""The base model: which it is, whether it is the one that was trained on, and its weight files."""
+"""The base model: which it is, and whether it is the one that was trained on."""
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pipeline.hub import hub_errors, hub_files
 from pipeline.merging.adapter import ADAPTER_CONFIG
 from pipeline.models import model_hash
 from pipeline.tokenizers import check_local_model
+from pipeline.weight_files import weight_files
 
 
 def choose_base(args: argparse.Namespace, config: dict[str, Any], adapter: Path) -> tuple[str, str | None]:
@@ -38,7 +38,7 @@ def fetch_base(name: str, revision: str | None) -> Path:
                                             ignore_patterns=["*/*"]))
     if (folder / ADAPTER_CONFIG).is_file():
         raise PipelineError(f"base model {name}: holds an adapter itself; merge that one first")
-    if not base_shards(folder):
+    if not weight_files(folder):
         raise PipelineError(f"base model {name}: holds no model*.safetensors; pickled weights are not loaded")
     return folder
 
@@ -57,14 +57,3 @@ def check_trained_base(manifest: dict[str, Any] | None, name: str, base: Path) -
         raise PipelineError(f"base model {name}: is not the one that the adapter was trained on "
                             f"({found[:12]}, not {expected[:12]}); get that one, or say --base_model {name} "
                             "to merge into this one all the same")
-
-
-def base_shards(folder: Path) -> list[Path]:
-    """Return the model's weight files: those that its index names, or the single one."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise PipelineError(f"{index}: names weights outside its folder; do not use this model")
-        return [folder / name for name in names]
-    return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []

@@ -14,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import PipelineError
 from pipeline.merging.adapter import LoraPair
-from pipeline.merging.weights import StoredTensor, read_rows, safetensors_dtype
+from pipeline.merging.weights import read_rows, safetensors_dtype
 from pipeline.tokenizers import load_tokenizer, model_errors
+from pipeline.weight_files import INDEX, SINGLE_FILE, StoredTensor
 
 COPIED_FROM_BASE = ("generation_config.json",)
 
@@ -142,11 +143,11 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
             merged |= hashes
             weight_map.update(dict.fromkeys(sizes, name))
             total_size += sum(sizes.values())
-    if len(shards) > 1:
+    if set(weight_map.values()) != {SINGLE_FILE}:  # one shard too is found by its index alone
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     config = json.loads((base / "config.json").read_bytes())
-    for key in ("auto_map", "quantization_config", "_name_or_path", "torch_dtype"):
+    for key in ("auto_map", "quantization_config", "_name_or_path", "torch_dtype", "transformers_weights"):
         config.pop(key, None)  # remote code, and what is no longer true
     stored = {t.dtype for shard in shards for t in shard if t.dtype.is_floating_point}
     config["dtype"] = str(dtype or max(stored, key=lambda kind: kind.itemsize)).removeprefix("torch.")

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.errors import PipelineError
 from pipeline.merging.adapter import LoraPair
 from pipeline.merging.lora_merge import dequantized_nf4
-from pipeline.merging.weights import StoredTensor
 from pipeline.tokenizers import encode_prompts, load_tokenizer
+from pipeline.weight_files import StoredTensor
 
 # What the merge is checked on, and how far it may be off.  A model of 135M parameters that is merged and run
 # in bf16 has a KL of 0.002 (measured); the bounds are to catch an adapter that is left out, or applied twice,
