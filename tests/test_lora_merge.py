@@ -8,7 +8,7 @@ import tiny_models
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from merging_runs import merge, peft_merge, stored
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.training.lora import load_base_model
@@ -136,3 +136,18 @@ def test_nf4_base_is_what_training_saw(architecture: str, lora: dict[str, Any], 
     assert any("embed" in name or "wte" in name for name in ours)
     for name, tensor in ours.items():  # embeddings, norms, head, biases: not quantized
         assert torch.equal(tensor, original[name]), name
+
+
+def test_one_float32_tensor_does_not_make_a_bf16_model_float32(tmp_path: Path) -> None:
+    """A merged model takes twice the memory, and runs in another precision, because of one small buffer."""
+    base = tiny_models.save_model(tmp_path / "base", "llama", dtype=torch.bfloat16)
+    adapter = tiny_models.save_adapter(tmp_path / "adapter", base)
+    tensors = stored(base)
+    norm = "model.norm.weight"
+    save_file(tensors | {norm: tensors[norm].float()}, base / "model.safetensors", metadata={"format": "pt"})
+    merge(adapter, tmp_path / "merged", "--verify", "on")
+    merged = stored(tmp_path / "merged")
+    assert merged.pop(norm).dtype == torch.float32  # each tensor keeps its own
+    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16

@@ -125,6 +125,17 @@ def write_shard(file: Path, tensors: list[StoredTensor], targets: dict[str, Lora
     return sizes, hashes
 
 
+def main_dtype(tensors: list[StoredTensor]) -> Any:
+    """Return the dtype of most bytes of a model's matrices: one float32 buffer does not make a bf16 model
+    float32."""
+    floating = [t for t in tensors if t.dtype.is_floating_point]
+    matrices = [t for t in floating if len(t.shape) > 1] or floating
+    size: dict[Any, int] = {}
+    for tensor in matrices:
+        size[tensor.dtype] = size.get(tensor.dtype, 0) + tensor.size
+    return max(size, key=lambda kind: (size[kind], kind.itemsize))
+
+
 def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, LoraPair],
                 shards: list[list[StoredTensor]], dtype_name: str, nf4: bool) -> dict[str, str]:
     """Fill `folder` with the merged weights, the index, the configuration and the adapter's tokenizer.
@@ -149,8 +160,7 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
     config = json.loads((base / "config.json").read_bytes())
     for key in ("auto_map", "quantization_config", "_name_or_path", "torch_dtype", "transformers_weights"):
         config.pop(key, None)  # remote code, and what is no longer true
-    stored = {t.dtype for shard in shards for t in shard if t.dtype.is_floating_point}
-    config["dtype"] = str(dtype or max(stored, key=lambda kind: kind.itemsize)).removeprefix("torch.")
+    config["dtype"] = str(dtype or main_dtype([t for shard in shards for t in shard])).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in COPIED_FROM_BASE:
         if (base / name).is_file():
