@@ -38,15 +38,15 @@ def merge(args: argparse.Namespace) -> None:
     """Merge the adapter of --hf_repository into its base model; for a hub name, publish the result there."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
+    from pipeline import mergeable
     from pipeline.hub import check_hub_write, push_folder
     from pipeline.merging import adapter, base, lora_merge
     from pipeline.merging.card import model_card
     from pipeline.merging.verification import enough_memory_to_verify, verify
     from pipeline.models import quiet_libraries
-    from pipeline.weight_files import stored_tensors
 
     on_hub = not Path(args.hf_repository).is_dir() and not looks_like_path(args.hf_repository)
-    check_output(args, adapter.ADAPTER_CONFIG)
+    check_output(args, mergeable.ADAPTER_CONFIG)
     if on_hub:
         check_hub_write(args.hf_repository)
         if adapter.is_merged_repository(args.hf_repository):
@@ -59,11 +59,12 @@ def merge(args: argparse.Namespace) -> None:
     config, trained = adapter.read_adapter_config(adapter_folder), read_manifest(adapter_folder)
     base_name, base_revision = base.choose_base(args, config, adapter_folder)
     base_folder = base.fetch_base(base_name, base_revision)
+    mergeable.check_base(str(base_folder), None, base_name, "--base_model")
     if not args.base_model:
         base.check_trained_base(trained, base_name, base_folder)
     quiet_libraries()
     pairs = adapter.read_adapter(adapter_folder, config)
-    shards = stored_tensors(base_folder)
+    shards = mergeable.base_tensors(base_folder, base_name)
     nf4 = args.base == "nf4"
     targets = lora_merge.locate_targets(pairs, [t for shard in shards for t in shard], base_folder, nf4)
     check_space(args, sum(t.size for shard in shards for t in shard))

@@ -43,6 +43,50 @@ def test_what_is_not_plain_lora_is_refused(settings: dict[str, Any], named: str,
     assert named in refusal(capsys, adapter, tmp_path / "merged")
 
 
+@pytest.mark.parametrize("beginning", ["pissa", "pissa_niter_4", "olora", "eva", "corda", "loftq", "mica"])
+@pytest.mark.parametrize("verify", ["off", "on"])
+def test_adapters_of_changed_base_weights_are_refused_by_name(beginning: str, verify: str,
+                                                              adapter_folder: Path, tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture) -> None:
+    """A PiSSA adapter is merged into weights that it was not trained on, without a word."""
+    adapter = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": beginning}))
+    line = refusal(capsys, adapter, tmp_path / "merged", "--verify", verify)
+    assert f"init_lora_weights is '{beginning}'" in line
+    assert "--dtype" not in line
+
+
+@pytest.mark.parametrize("setting", ["use_qalora", "target_parameters", "kasa_config", "of_a_later_peft"])
+def test_settings_that_are_not_known_are_refused(setting: str, adapter_folder: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture) -> None:
+    """What a new version of PEFT can do besides plain LoRA is left out of the merge without a word."""
+    adapter = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {setting: ["x"]}))
+    assert f"{setting} is set" in refusal(capsys, adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("null", "is not an adapter's configuration"), ("[]", "is not an adapter's configuration"),
+    ("[" * 100_000, "not valid JSON"), ({"r": 0}, "r is 0"), ({"r": None}, "r is None"),
+    ({"r": -4}, "r is -4"), ({"r": "4"}, "r is '4'"), ({"r": 2.5}, "r is 2.5"),
+    ({"lora_alpha": None}, "lora_alpha is None"), ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+    ({"rank_pattern": [4]}, "rank_pattern is [4]"), ({"rank_pattern": {"q_proj": 0}}, "q_proj is 0"),
+    ({"alpha_pattern": {"(": 4}}, "which is no pattern"), ({"alpha_pattern": {"q_proj": "x"}}, "is 'x'"),
+    ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3"), ({"revision": []}, "revision is []"),
+    ({"bias": 3}, "bias is 3")])
+def test_damaged_configurations_are_one_line(text: str | dict[str, Any], named: str, adapter_folder: Path,
+                                             tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A damaged adapter_config.json is a traceback, or a merge with another strength."""
+    adapter = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(text if isinstance(text, str) else json.dumps(json.loads(file.read_text()) | text))
+    line = refusal(capsys, adapter, tmp_path / "merged")
+    assert named in line
+    assert "adapter_config.json" in line
+
+
 @pytest.mark.parametrize(("change", "named"), [
     ("unknown name", "extra.weight"), ("no lora_B", "has no lora_B"), ("no lora_A", "has no lora_A"),
     ("ranks", "ranks"), ("wrong shape", "is this the right base model?"),

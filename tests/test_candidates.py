@@ -47,6 +47,14 @@ def test_an_adapter_of_another_model_is_told(named: str | None, base: str, told:
     assert ("it is applied to --base_model" in capsys.readouterr().err) == (told == "note")
 
 
+def test_a_damaged_adapter_is_one_line(tmp_path: Path) -> None:
+    """The benchmark of an adapter whose settings are damaged ends in a traceback."""
+    for text in ("null", "{", '{"base_model_name_or_path": []}'):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(PipelineError, match=r"adapter_config\.json"):
+            check_adapter_base(ModelSource("mine", "identity", str(tmp_path)), "owner/base")
+
+
 @pytest.mark.parametrize(("manifest", "warned"), [
     (None, False), ({}, False), ({"base_model_hash": "weights"}, False),
     ({"base_model_hash": "commit"}, False), ({"base_model_hash": "other"}, True),

@@ -1,5 +1,4 @@
 """The models that are compared: what they are, and how they are loaded."""
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pipeline.errors import PipelineError, looks_like_path
 from pipeline.files import MANIFEST, combined_hash, sha256_file
 from pipeline.hub import hub_errors, hub_files
 from pipeline.manifests import MODEL_FILES, check_manifest
+from pipeline.mergeable import read_adapter_json
 from pipeline.models import torch_dtype
 from pipeline.tokenizers import check_local_model, load_tokenizer, model_errors
 from pipeline.weight_files import weight_files
@@ -71,8 +71,7 @@ def check_adapter_base(source: ModelSource, base_model: str) -> None:
     """
     if not source.adapter:
         return
-    config = json.loads((Path(source.adapter) / "adapter_config.json").read_bytes())
-    named = config.get("base_model_name_or_path")
+    named = read_adapter_json(Path(source.adapter)).get("base_model_name_or_path")
     if named == base_model:
         return
     if named and not any(looks_like_path(name) or Path(name).is_dir() for name in (named, base_model)):

@@ -1,5 +1,4 @@
 """The adapter: where it lies, what its configuration asks for, and its matrices."""
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,11 @@ from safetensors.torch import load_file
 
 from pipeline.errors import PipelineError, looks_like_path
 from pipeline.hub import hub_errors, hub_files
+from pipeline.mergeable import ADAPTER_CONFIG, check_plain_lora, read_adapter_json
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
 LORA_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# What PEFT can do besides plain LoRA and this merge does not: refused by name rather than left out silently.
-UNSUPPORTED_SETTINGS = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices",
-                        "lora_bias", "megatron_config", "eva_config", "corda_config",
-                        "alora_invocation_tokens", "target_parameters")
 
 
 @dataclass
@@ -68,21 +64,8 @@ def fetch_adapter(repository: str, revision: str | None) -> Path:
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Return the adapter's configuration; PipelineError where it asks for more than plain LoRA."""
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
-    except ValueError:
-        raise PipelineError(f"{folder / ADAPTER_CONFIG}: not valid JSON; train or download the adapter "
-                            "again") from None
-    if config.get("peft_type") != "LORA":
-        raise PipelineError(f"{folder / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; only LORA "
-                            "can be merged")
-    for setting in UNSUPPORTED_SETTINGS:
-        if config.get(setting):
-            raise PipelineError(f"{folder / ADAPTER_CONFIG}: {setting} is set, which cannot be merged here; "
-                                "nothing was written")
-    if config.get("bias", "none") != "none":
-        raise PipelineError(f"{folder / ADAPTER_CONFIG}: bias is {config['bias']!r}: trained biases cannot "
-                            "be merged here")
+    config = read_adapter_json(folder)
+    check_plain_lora(config, str(folder / ADAPTER_CONFIG))
     return config
 
 

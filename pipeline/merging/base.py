@@ -7,10 +7,9 @@ from huggingface_hub import snapshot_download
 
 from pipeline.errors import PipelineError, looks_like_path
 from pipeline.hub import hub_errors, hub_files
-from pipeline.merging.adapter import ADAPTER_CONFIG
+from pipeline.mergeable import ADAPTER_CONFIG
 from pipeline.models import model_hash
 from pipeline.tokenizers import check_local_model
-from pipeline.weight_files import weight_files
 
 
 def choose_base(args: argparse.Namespace, config: dict[str, Any], adapter: Path) -> tuple[str, str | None]:
@@ -36,10 +35,6 @@ def fetch_base(name: str, revision: str | None) -> Path:
             folder = Path(snapshot_download(name, revision=revision,
                                             allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
                                             ignore_patterns=["*/*"]))
-    if (folder / ADAPTER_CONFIG).is_file():
-        raise PipelineError(f"base model {name}: holds an adapter itself; merge that one first")
-    if not weight_files(folder):
-        raise PipelineError(f"base model {name}: holds no model*.safetensors; pickled weights are not loaded")
     return folder
 
 

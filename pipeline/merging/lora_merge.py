@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import PipelineError
+from pipeline.mergeable import linear_layers, stored_weight
 from pipeline.merging.adapter import LoraPair
 from pipeline.merging.weights import read_rows, safetensors_dtype
 from pipeline.tokenizers import load_tokenizer, model_errors
@@ -28,33 +29,26 @@ def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], fold
     With `nf4`, the layers that training quantized without giving them an adapter get one of rank 0.
 
     The model is built without memory (on torch's meta device) to see which modules exist and which are
-    GPT-2's Conv1D.  Old files leave out the first part of the modules' names (`transformer.`).
+    GPT-2's Conv1D.
     """
     with model_errors(str(folder)), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False),
                                                  trust_remote_code=False)
-    modules = dict(model.named_modules())
     head = model.get_output_embeddings()
     if nf4:
-        linear = {name: layer for name, layer in modules.items()
-                  if isinstance(layer, (torch.nn.Linear, Conv1D)) and layer is not head}
         shapes = {name: layer.weight.T.shape if isinstance(layer, Conv1D) else layer.weight.shape
-                  for name, layer in linear.items()}
+                  for name, layer in linear_layers(model).items()}
         pairs = {name: LoraPair(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 0.0, name)
                  for name, shape in shapes.items()} | pairs
     stored = {tensor.name: tensor for tensor in tensors}
     targets: dict[str, LoraPair] = {}
     for module, pair in pairs.items():
-        if module not in modules:
-            raise PipelineError(f"the adapter's module {module} does not exist in {folder}; is this the "
-                                "right base model?")
-        names = (f"{module}.weight", f"{module.partition('.')[2]}.weight")
-        weight = next((name for name in names if name in stored), None)
-        if weight is None or weight in targets:
-            raise PipelineError(f"the weight of the adapter's module {module} is not in the files of "
-                                f"{folder}; nothing was written")
-        pair.transposed = isinstance(modules[module], Conv1D)
-        pair.quantized = modules[module] is not head
+        weight = stored_weight(module, model, stored, folder)
+        if weight in targets:
+            raise PipelineError(f"two of the adapter's modules have the weight {weight} of {folder}; nothing "
+                                "was written")
+        layer = model.get_submodule(module)
+        pair.transposed, pair.quantized = isinstance(layer, Conv1D), layer is not head
         shape = (pair.b.shape[0], pair.a.shape[1])
         if stored[weight].shape != (shape[::-1] if pair.transposed else shape):
             raise PipelineError(f"the adapter of {module} is for a weight of shape {shape}, but {folder} has "
