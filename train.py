@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 
 from pipeline.files import check_replaceable, output_lock
-from pipeline.stage import fraction, non_negative_int, positive_int, run_stage
+from pipeline.stage import fraction, non_negative_int, positive_int, positive_number, run_stage
 
 # In a repository that holds the merge of an earlier adapter: what must not lie beside a new one.
 MERGED_MODEL = re.compile(r"model.*\.safetensors(\.index\.json)?|(generation_)?config\.json")
@@ -49,16 +49,18 @@ def train(args: argparse.Namespace) -> None:
 
     from pipeline import models
     from pipeline.hub import check_hub_write, find_manifest
+    from pipeline.mergeable import check_base
     from pipeline.tokenizers import load_tokenizer
     from pipeline.training import checkpoints, curve, planning, reporting
     from pipeline.training.callback import RunCallback
     from pipeline.training.data import encode_splits
-    from pipeline.training.lora import add_adapters, load_base_model, local_rank
+    from pipeline.training.lora import add_adapters, check_mergeable, load_base_model, local_rank
     from pipeline.training.trainer import make_trainer, training_arguments
 
     check_replaceable(args.output_dir, "adapter_config.json")
     if args.hf_repository:
         check_hub_write(args.hf_repository)
+    check_base(args.model_name_or_path, args.model_revision, args.model_name_or_path, "--model_name_or_path")
     tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
     context = models.context_length(args.model_name_or_path, args.model_revision)
     data = encode_splits(args, tokenizer, DEFAULT_REPLAY_FRACTION, context)
@@ -75,6 +77,7 @@ def train(args: argparse.Namespace) -> None:
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
     first_process = settings.process_index == 0
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
+    check_mergeable(base, args)
     model = add_adapters(base, args)
     data.identities["base_model_hash"] = models.model_hash(args.model_name_or_path, args.model_revision)
 
@@ -178,14 +181,14 @@ def build_parser() -> argparse.ArgumentParser:
                             "(default: %(default)s)")
     learn.add_argument("--use_rslora", action="store_true",
                        help="scale adapters by lora_alpha / sqrt(lora_r)")
-    learn.add_argument("--learning_rate", type=float, default=1e-3,
+    learn.add_argument("--learning_rate", type=positive_number, default=1e-3,
                        help="its highest value (default: %(default)s)")
     learn.add_argument("--lr_scheduler_type", choices=("cosine", "linear", "constant_with_warmup"),
                        default="cosine",
                        help=f"after a warm-up over {WARMUP_RATIO:.0%}% of the steps (default: %(default)s)")
     learn.add_argument("--examples_per_step", type=positive_int, default=16,
                        help="examples in one optimizer step, over all processes (default: %(default)s)")
-    learn.add_argument("--num_train_epochs", type=float, default=1.0, help="(default: %(default)s)")
+    learn.add_argument("--num_train_epochs", type=positive_number, default=1.0, help="(default: %(default)s)")
     learn.add_argument("--max_steps", type=non_negative_int, default=0,
                        help="optimizer steps, in place of --num_train_epochs; 0: by epochs (default: "
                             "%(default)s)")

@@ -1,16 +1,20 @@
 """pipeline/training/lora.py: where adapters are, and that they compute what PEFT computes."""
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from training_runs import encoded_rows
+from merging_runs import merge
+from training_runs import command, encoded_rows
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import train
+from pipeline.errors import PipelineError
 from pipeline.models import right_padded
-from pipeline.training.lora import add_adapters, evaluation_mode, load_base_model
+from pipeline.training.lora import add_adapters, evaluation_mode, frozen_experts, load_base_model
 from pipeline.training.loss import sum_of_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,6 +36,69 @@ def test_every_linear_layer_but_the_head_gets_an_adapter(architecture: str) -> N
     assert all(".lora_" in name for name in trainable)
     assert all(p.dtype == torch.float32 for p in adapted.parameters() if p.requires_grad)
     assert adapted.peft_config["default"].lora_alpha == 8  # twice the rank, unless it is given
+
+
+def adapters(model: Any, *flags: str) -> Any:
+    """Return the model with the adapters that these flags of train.py ask for."""
+    args = train.build_parser().parse_args(["--lora_r", "4", *flags])
+    return add_adapters(model.requires_grad_(False), args)
+
+
+@pytest.mark.parametrize(("targets", "named"), [
+    (["q_proj", "v_porj"], "v_porj: is the name of no layer; there are down_proj, gate_proj, k_proj, o_proj, "
+                           "q_proj, up_proj, v_proj, and all-linear"),
+    (["all-linear", "q_proj"], "all-linear stands for every linear layer"),
+    (["q_proj", "embed_tokens"], "model.embed_tokens is of type Embedding"),
+    (["mlp"], "model.layers.0.mlp is of type LlamaMLP"), (["lm_head"], "is the output head"),
+    (["model.lm_head"], "is the name of no layer"), (["proj"], "is the name of no layer")])
+def test_a_name_that_stands_for_no_linear_layer_is_an_error(targets: list[str], named: str) -> None:
+    """A misspelt layer beside a right one is left out without a word, or what is trained cannot be merged."""
+    with pytest.raises(PipelineError, match=re.escape(named)):
+        adapters(tiny_models.make_model("llama"), "--lora_target_modules", *targets)
+
+
+def test_names_of_layers_and_of_one_layer_are_taken() -> None:
+    """A valid --lora_target_modules is refused."""
+    for targets, number in ((["q_proj", "down_proj"], 4), (["model.layers.1.mlp.up_proj"], 1),
+                            (["1.mlp.up_proj", "k_proj"], 3), (["all-linear"], 14)):
+        model = adapters(tiny_models.make_model("llama"), "--lora_target_modules", *targets)
+        assert sum(hasattr(layer, "lora_A") for layer in model.modules()) == number
+        assert frozen_experts(model) == 0
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe"])
+def test_experts_that_stay_frozen_are_counted(architecture: str, tmp_path: Path, dataset_folder: Path,
+                                              capsys: pytest.CaptureFixture) -> None:
+    """Of a mixture of experts, the greater part is not trained, and nobody is told; or they are adapted, and
+    cannot be merged."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "max_position_embeddings": 512, "moe_intermediate_size": 128,
+             "num_local_experts" if architecture == "mixtral" else "num_experts": 4,
+             "vocab_size": len(tiny_models.make_tokenizer())}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes))
+    model.save_pretrained(tmp_path / "base")
+    tiny_models.make_tokenizer().save_pretrained(tmp_path / "base")
+    assert frozen_experts(model.requires_grad_(False)) == 2 * 4 * 3 * 64 * 128
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert experts == 2 * 4 * 3 * 64 * 128
+    with pytest.raises(PipelineError, match="gate_up_proj: is a parameter and no layer"):
+        adapters(model, "--lora_target_modules", "q_proj", "gate_up_proj")
+    train.main(command(tmp_path / "base", dataset_folder, tmp_path / "adapter", "--max_steps", 1))
+    assert f"({experts:,} parameters of experts stay as they are)" in capsys.readouterr().out
+    merge(tmp_path / "adapter", tmp_path / "merged", "--verify", "on")
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("--learning_rate", "0"), ("--learning_rate", "nan"), ("--learning_rate", "-1e-3"),
+    ("--learning_rate", "inf"), ("--num_train_epochs", "0"), ("--num_train_epochs", "inf"),
+    ("--tokens_per_batch", "0"), ("--sequence_tokens", "0"), ("--max_length", "0")])
+def test_numbers_that_train_nothing_are_refused_by_the_parser(flag: str, value: str,
+                                                              capsys: pytest.CaptureFixture) -> None:
+    """A run of nothing ends as a success, or in a traceback after the model has been loaded."""
+    with pytest.raises(SystemExit) as stop:
+        train.build_parser().parse_args([f"{flag}={value}"])
+    assert stop.value.code == 2
+    assert f"argument {flag}: {value} is not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("architecture", "quantization"),

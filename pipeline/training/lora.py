@@ -1,7 +1,10 @@
 """The model that is trained: a frozen base, quantized or not, and LoRA inside its matrix products."""
 import argparse
+import contextlib
+import copy
 import functools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import PipelineError
 from pipeline.hub import hub_files
+from pipeline.mergeable import (
+    base_tensors,
+    check_plain_lora,
+    linear_layers,
+    loaded_folder,
+    stored_weight,
+)
 from pipeline.models import torch_dtype
 from pipeline.tokenizers import check_local_model, model_errors
 
@@ -42,25 +52,95 @@ def load_base_model(name: str, revision: str | None, quantization: str, precisio
     return model.requires_grad_(False)
 
 
+def target_layers(model: Any, targets: list[str]) -> list[str]:
+    """Return the names of the modules that --lora_target_modules asks for; PipelineError where a name has
+    nothing behind it, or what takes no adapter."""
+    layers = linear_layers(model)
+    there = ", ".join(sorted({re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)[0] for name in layers}))
+    if "all-linear" in targets:
+        if len(targets) > 1:
+            raise PipelineError(f"--lora_target_modules {' '.join(targets)}: all-linear stands for every "
+                                "linear layer but the head; give it alone, or names alone")
+        plain = plain_names(model) if frozen_experts(model) else None
+        return [name for name in layers if plain is None or name.rpartition(".")[2] in plain]
+    head, chosen = model.get_output_embeddings(), []
+    for target in targets:
+        found = {name: module for name, module in model.named_modules()
+                 if name == target or name.endswith(f".{target}")}
+        if not found:
+            experts = any(f".{name}".endswith(f".{target}") for name, _ in model.named_parameters())
+            what = "is a parameter and no layer, and its adapter could not be merged" if experts else \
+                "is the name of no layer"
+            raise PipelineError(f"--lora_target_modules {target}: {what}; there are {there}, and all-linear "
+                                "for all of them")
+        for name, module in found.items():
+            if module is head:
+                raise PipelineError(f"--lora_target_modules {target}: is the output head, which stays as it "
+                                    f"is; name other layers ({there}), or all-linear")
+            if name not in layers:
+                raise PipelineError(f"--lora_target_modules {target}: {name} is of type "
+                                    f"{type(module).__name__}, and only adapters of linear layers can be "
+                                    f"merged; there are {there}, and all-linear for all of them")
+        chosen += found
+    return chosen
+
+
+def check_mergeable(model: Any, args: argparse.Namespace) -> None:
+    """Raise PipelineError where merge_lora.py could not merge the adapter that would be trained, by its own
+    code: a layer's weight is not in the files of the base model."""
+    name = args.model_name_or_path
+    folder = loaded_folder(name, args.model_revision)
+    stored = {tensor.name: tensor for tensors in base_tensors(folder, name) for tensor in tensors}
+    for module in target_layers(model, args.lora_target_modules):
+        stored_weight(module, model, stored, folder)
+
+
+def plain_names(model: Any) -> set[str]:
+    """Return the last parts of the names of linear layers that mean only layers to PEFT.  Where experts lie
+    in one tensor, it takes names that they once had, such as gate_proj, for those of their parameters."""
+    config = copy.copy(model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):  # tried on a model without memory, which each try changes
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    plain = set()
+    for name in {name.rpartition(".")[2] for name in linear_layers(model)}:
+        with contextlib.suppress(ValueError):  # half of what lies in one tensor
+            tried = get_peft_model(copy.deepcopy(empty), LoraConfig(target_modules=[name]))
+            if not tried.peft_config["default"].target_parameters:
+                plain.add(name)
+    return plain
+
+
+def frozen_experts(model: Any) -> int:
+    """Return the number of experts' parameters without an adapter: those of all experts in one tensor, which
+    `all-linear` passes over."""
+    convolutions = {f"{name}.weight" for name, module in model.named_modules()
+                    if isinstance(module, torch.nn.modules.conv._ConvNd)}
+    return sum(p.numel() for name, p in model.named_parameters()
+               if not p.requires_grad and ".base_layer." not in name and name not in convolutions
+               and (p.ndim == 3 or (p.ndim == 2 and "experts." in name)))
+
+
 def add_adapters(model: Any, args: argparse.Namespace) -> Any:
     """Return the model with LoRA adapters (Hu et al. 2021) in float32.
 
     By default they are on every linear layer but the head.
     """
     targets = args.lora_target_modules
-    head = next((name.rpartition(".")[2] for name, module in model.named_modules()
-                 if module is model.get_output_embeddings()), None)
-    if head in targets:
-        raise PipelineError(f"--lora_target_modules {head}: is the output head, which stays as it is; name "
-                            "other layers, or all-linear")
+    layers = target_layers(model, targets)
+    names: Any = targets[0] if targets == ["all-linear"] else targets
+    if targets == ["all-linear"] and frozen_experts(model):
+        names = sorted({name.rpartition(".")[2] for name in layers})
     config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r,
                         lora_dropout=args.lora_dropout, use_rslora=args.use_rslora, task_type="CAUSAL_LM",
-                        target_modules=targets[0] if targets == ["all-linear"] else targets)
+                        target_modules=names)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         named = f"--lora_target_modules {' '.join(targets)}"
         raise PipelineError(f"{named}: {str(error).splitlines()[0]}") from error
+    # what PEFT has made of the names for this architecture, such as adapters of experts' parameters
+    check_plain_lora(adapted.peft_config["default"].to_dict(), f"--lora_target_modules {' '.join(targets)}")
     fuse_adapters(adapted)
     if args.gradient_checkpointing:
         checkpoint_activations(model)

@@ -17,7 +17,7 @@ from pipeline.training.batches import real_token_share, step_order, token_batche
 from pipeline.training.curve import draw_curve
 from pipeline.training.data import REPLAY, Data
 from pipeline.training.examples import EncodedExamples
-from pipeline.training.lora import evaluation_mode
+from pipeline.training.lora import evaluation_mode, frozen_experts
 
 SHOWN_COMPLETIONS, SHOWN_TOKENS = 3, 64  # in the report
 
@@ -103,15 +103,17 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
     validated = validations * held_out / 3
     seconds = seconds_per_token * (tokens / share + validated) / processes
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    experts = frozen_experts(model)
+    frozen = f" ({experts:,} parameters of experts stay as they are)" if experts else ""
     what = "examples"
     if data.train_on == "files":
         what = f"sequences of whole files, of at most {args.sequence_tokens} tokens"
     print(f"device: {f'{processes} times ' if processes > 1 else ''}{device}, {precision}, base model in "
           f"{'NF4' if args.quantization == 'nf4' else precision}\n"
-          f"{trainable:,} trainable parameters; {len(data.train):,} {what}, {tokens:,} tokens in {steps:,} "
-          f"steps of {args.examples_per_step} examples; {share:.1%} of what is computed are real tokens, in "
-          f"batches of at most {trainer.tokens_per_batch:,}; {len(data.validation):,} validation examples; "
-          f"about {duration(seconds)}", flush=True)
+          f"{trainable:,} trainable parameters{frozen}; {len(data.train):,} {what}, {tokens:,} tokens in "
+          f"{steps:,} steps of {args.examples_per_step} examples; {share:.1%} of what is computed are real "
+          f"tokens, in batches of at most {trainer.tokens_per_batch:,}; {len(data.validation):,} validation "
+          f"examples; about {duration(seconds)}", flush=True)
 
 
 def count(model: Any, data: Data) -> dict[str, int]:
