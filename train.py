@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> None:
     from pipeline.training import checkpoints, curve, planning, reporting
     from pipeline.training.callback import RunCallback
     from pipeline.training.data import encode_splits
-    from pipeline.training.lora import add_adapters, check_mergeable, load_base_model, local_rank
+    from pipeline.training.lora import local_rank, make_model
     from pipeline.training.trainer import make_trainer, training_arguments
 
     check_replaceable(args.output_dir, "adapter_config.json")
@@ -76,9 +76,7 @@ def train(args: argparse.Namespace) -> None:
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
     first_process = settings.process_index == 0
-    base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
-    check_mergeable(base, args)
-    model = add_adapters(base, args)
+    model = make_model(args, precision)
     data.identities["base_model_hash"] = models.model_hash(args.model_name_or_path, args.model_revision)
 
     with output_lock(args.output_dir) if first_process else contextlib.nullcontext():
@@ -102,13 +100,13 @@ def train(args: argparse.Namespace) -> None:
         train_seconds = time.time() - begun
         checkpoints.stop_if_signalled(callback.signal, folder)
         summary, points = curve.finish(trainer, args, train_seconds)
-        samples = reporting.complete_samples(trainer, tokenizer, data.validation, args.seed)
         if first_process:
-            reporting.write_adapter(
-                args, model, tokenizer, points, samples, started, **data.identities,
-                dataset_manifest=dataset_manifest, quantization=args.quantization, precision=precision,
-                device=device, tokens_per_batch=trainer.tokens_per_batch, processes=settings.world_size,
-                summary=summary, counts=reporting.count(model, data))
+            details = dict(
+                **data.identities, dataset_manifest=dataset_manifest, quantization=args.quantization,
+                precision=precision, device=device, tokens_per_batch=trainer.tokens_per_batch,
+                processes=settings.world_size, summary=summary, counts=reporting.count(model, data))
+            reporting.write_adapter(args, model, tokenizer, started, details)
+            reporting.add_report(args, trainer, tokenizer, data.validation, points, started, details)
             shutil.rmtree(folder, ignore_errors=True)
             reporting.show_result(args, summary, started)
             publish(args)

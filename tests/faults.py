@@ -317,6 +317,8 @@ class Bench:
                 return name
         aside = [(folder / place).with_name(f".{Path(place).name}.pipeline-previous")
                  for place in self.stage.outputs]
+        if found.items() < self.after.items() and is_whole(folder, self.stage) is None:
+            return "part"  # of train.py: the adapter, before its report is put beside it
         if not found and any(path.is_dir() for path in aside):
             return "aside"  # between two renames: the next start of a stage puts it back
         return "mixed"
@@ -372,6 +374,7 @@ def after_interruption(bench: Bench, folder: Path, ended: Run, expected: int) ->
         if mixed in (None, "no manifest"):
             defect = f"a mixture of two runs that passes for one ({mixed})"
     how = {"earlier": "the earlier output whole", "new": "the new output whole",
+           "part": "the new adapter whole, its report not yet there",
            "aside": "the earlier output set aside, and put back",
            "mixed": "files of both runs, noticed by the manifest"}[state]
     if ended.code == 0 and state == "new":

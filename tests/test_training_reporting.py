@@ -1,13 +1,18 @@
 """pipeline/training/reporting.py: the dry run, the report, and what is said at the end."""
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
+from datasets import load_from_disk
 from markdown_it import MarkdownIt
 from training_runs import command, with_validation_losses
 
 import train
+from pipeline.manifests import check_manifest
+from pipeline.training import reporting
 from pipeline.training.reporting import report_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +68,89 @@ def test_report_has_the_losses_that_there_are() -> None:
                       ({"replay_loss": 2 / 3}, "| 0 | 0 | 2.0000 |  | 0.6667 |")):
         curve = [point | more, {"step": 1, "train_loss": 2.0}]
         assert row in report_text({"steps": 1}, curve, []).splitlines()
+
+
+def outputs_of(folder: Path) -> set[str]:
+    """Return the files that a run's manifest names, after comparing them with it; there must be no other."""
+    named = set(check_manifest(folder)["outputs"])
+    assert named == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    return named
+
+
+@pytest.mark.parametrize(("part", "lost"), [
+    ("complete_samples", set()), ("draw_curve", {"training_curve.png"}), ("report_text", {"report.md"}),
+    ("hash_files", {"training_curve.jsonl", "training_curve.png", "report.md"})])
+def test_what_fails_behind_the_training_is_one_line_and_the_adapter_stays(
+        part: str, lost: set[str], model_folder: Path, dataset_folder: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Days of training are lost because a font is missing, and --resume fails the same way."""
+    train.main(command(model_folder, dataset_folder, tmp_path / "whole", "--max_steps", 1))
+    whole = outputs_of(tmp_path / "whole")
+    capsys.readouterr()
+    original, calls = getattr(reporting, part), []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if part == "hash_files" and len(calls) == 1:  # of the adapter, which is being written
+            return original(*arguments)
+        raise RuntimeError("no such font\nand more")
+
+    monkeypatch.setattr(reporting, part, fail)
+    train.main(command(model_folder, dataset_folder, tmp_path / "adapter", "--max_steps", 1))
+    captured = capsys.readouterr()
+    assert outputs_of(tmp_path / "adapter") == whole - lost
+    assert captured.err.count("failed (RuntimeError: no such font); the adapter is whole without it") == 1
+    assert "and more" not in captured.err
+    assert not (tmp_path / "adapter.checkpoints").exists()
+    assert ("report.md" in captured.out) == ("report.md" not in lost)
+    for name in ("adapter_model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_run_that_dies_behind_the_training_has_its_adapter(model_folder: Path, dataset_folder: Path,
+                                                             tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the report is made costs the adapter, or what is there is taken for somebody else's."""
+    arguments = command(model_folder, dataset_folder, tmp_path / "adapter", "--max_steps", 1)
+
+    def interrupt(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reporting, "complete_samples", interrupt)
+        with pytest.raises(SystemExit) as stop:
+            train.main(arguments)
+    assert stop.value.code == 130
+    alone = outputs_of(tmp_path / "adapter")
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= alone
+    assert "report.md" not in alone
+    train.main([*arguments, "--resume"])
+    assert outputs_of(tmp_path / "adapter") == alone | {"report.md", "training_curve.jsonl",
+                                                        "training_curve.png"}
+
+
+@pytest.mark.parametrize(("architecture", "shape", "shown"), [
+    ("gpt2", lambda prompt: (prompt * 9)[:150], 3), ("llama", lambda prompt: (prompt * 9)[:150], 3),
+    ("llama", lambda prompt: "", 0), ("gpt2", lambda prompt: "", 0),
+    ("llama", lambda prompt: prompt if "alpha" in prompt else "", None)])
+def test_prompts_of_any_length_are_completed_or_left_out(
+        architecture: str, shape: Callable[[str], str], shown: int | None, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """A prompt that fills the model's context, or an empty one, ends the run in a traceback at its end."""
+    monkeypatch.setattr(tiny_models, "CONTEXT", 96)  # GPT-2 has a row for each position, and no more
+    model = tiny_models.save_model(tmp_path / "model", architecture)
+    whole = load_from_disk(str(tiny_models.save_dataset(tmp_path / "data")))
+    shaped = whole.map(lambda row: {"prompt": shape(row["prompt"]), "completion": row["completion"][:20]})
+    shaped.save_to_disk(str(tmp_path / "shaped"))
+    train.main(command(model, tmp_path / "shaped", tmp_path / "adapter", "--max_steps", 1))
+    captured = capsys.readouterr()
+    assert "WARNING: completing" not in captured.err
+    report = (tmp_path / "adapter" / "report.md").read_text()
+    if shown is not None:
+        assert report.count("**before**") == report.count("**after**") == shown
+    else:
+        assert 0 < report.count("**before**") < 4
+    outputs_of(tmp_path / "adapter")
 
 
 def test_training_that_does_not_help_says_so(model_folder: Path, dataset_folder: Path, tmp_path: Path,

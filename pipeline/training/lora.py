@@ -121,6 +121,13 @@ def frozen_experts(model: Any) -> int:
                and (p.ndim == 3 or (p.ndim == 2 and "experts." in name)))
 
 
+def make_model(args: argparse.Namespace, precision: str) -> Any:
+    """Return the base model with the adapters that are trained, after asking whether they can be merged."""
+    base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
+    check_mergeable(base, args)
+    return add_adapters(base, args)
+
+
 def add_adapters(model: Any, args: argparse.Namespace) -> Any:
     """Return the model with LoRA adapters (Hu et al. 2021) in float32.
 

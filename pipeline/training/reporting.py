@@ -1,14 +1,19 @@
 """What the user can look at: the plan of a run, completions before and after it, report.md."""
 import argparse
+import contextlib
 import json
 import random
+import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.files import atomic_folder, hash_files
+from pipeline.errors import first_line
+from pipeline.files import MANIFEST, atomic_folder, hash_files
 from pipeline.manifests import write_manifest
 from pipeline.markdown import fenced
 from pipeline.models import IGNORED_LABEL, left_padded
@@ -26,14 +31,23 @@ def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples,
                      seed: int) -> list[dict[str, str]]:
     """Return {"prompt", "reference", "before", "after"} of a few examples.
 
-    Before and after: what the base model writes, and what the adapted one does.
+    Before and after: what the base model writes, and what the adapted one does.  Examples without a prompt,
+    behind which nothing can be written, are left out; a prompt as long as the model's context loses its
+    start, so that there is room for new tokens.
     """
-    chosen = sorted(random.Random(seed).sample(range(len(examples)), min(SHOWN_COMPLETIONS, len(examples))))
+    with_prompt = [i for i in range(len(examples)) if examples.prompt_lengths[i]]
+    chosen = sorted(random.Random(seed).sample(with_prompt, min(SHOWN_COMPLETIONS, len(with_prompt))))
+    if not chosen:
+        return []
+    model = evaluation_mode(trainer.accelerator.unwrap_model(trainer.model))
+    context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    new_tokens = min(SHOWN_TOKENS, max(1, context // 2))
     rows = [examples[i]["input_ids"] for i in chosen]
     prompts = [row[:examples.prompt_lengths[i]] for i, row in zip(chosen, rows, strict=True)]
+    references = [row[len(p):] for row, p in zip(rows, prompts, strict=True)]
+    prompts = [p[-(context - new_tokens):] for p in prompts]
     inputs = left_padded(prompts, tokenizer.eos_token_id, trainer.args.device)
     del inputs["position_ids"]  # generate makes its own
-    model = evaluation_mode(trainer.accelerator.unwrap_model(trainer.model))
     model.gradient_checkpointing_disable()  # it does without a cache
 
     def texts(rows: list[list[int]]) -> list[str]:
@@ -43,14 +57,13 @@ def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples,
         # eager: with --torch_compile, each new length of the cache would be compiled
         with (torch.inference_mode(), torch.compiler.set_stance("force_eager"),
               trainer.compute_loss_context_manager()):
-            written = model.generate(**inputs, max_new_tokens=SHOWN_TOKENS, do_sample=False, use_cache=True,
+            written = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, use_cache=True,
                                      pad_token_id=tokenizer.eos_token_id)
             return texts(written[:, inputs["input_ids"].shape[1]:].tolist())
 
     with model.disable_adapter():
         before = completions()
-    columns = (texts(prompts), texts([row[len(p):] for row, p in zip(rows, prompts, strict=True)]),
-               before, completions())
+    columns = (texts(prompts), texts(references), before, completions())
     return [dict(zip(("prompt", "reference", "before", "after"), column, strict=True))
             for column in zip(*columns, strict=True)]
 
@@ -123,19 +136,52 @@ def count(model: Any, data: Data) -> dict[str, int]:
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
 
-def write_adapter(args: argparse.Namespace, model: Any, tokenizer: Any, curve: list[dict[str, float]],
-                  samples: list[dict[str, str]], started: float, **details: Any) -> None:
-    """Write adapter, tokenizer, report, curve and manifest as one folder."""
+def write_adapter(args: argparse.Namespace, model: Any, tokenizer: Any, started: float,
+                  details: dict[str, Any]) -> None:
+    """Write adapter, tokenizer and manifest as one folder: what the run was for, before anything else."""
     with atomic_folder(args.output_dir) as folder:
         # no card of PEFT's own: it would name the base model by the path on this machine
         model.save_pretrained(str(folder), safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)
         tokenizer.save_pretrained(str(folder))
-        with open(folder / "training_curve.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in curve)
-        draw_curve(curve, folder / "training_curve.png")
-        (folder / "report.md").write_text(report_text(details["summary"], curve, samples), encoding="utf-8")
-        write_manifest(folder / "manifest.json", args, hash_files(folder), started, **details)
+        write_manifest(folder / MANIFEST, args, hash_files(folder), started, **details)
+
+
+@contextlib.contextmanager
+def adapter_stays(what: str) -> Iterator[None]:
+    """Turn what fails within the block, which can cost no adapter, into one line that names `what` failed."""
+    try:
+        yield
+    except Exception as error:
+        print(f"WARNING: {what} failed ({type(error).__name__}: {first_line(error)}); the adapter is whole "
+              "without it", file=sys.stderr)
+
+
+def add_report(args: argparse.Namespace, trainer: Any, tokenizer: Any, examples: EncodedExamples,
+               curve: list[dict[str, float]], started: float, details: dict[str, Any]) -> None:
+    """Put curve and report beside the adapter, which is written: each if it can be.
+
+    The folder is written again as a whole, with a manifest of what is there then: killed at any moment, the
+    adapter is there with or without them, and its manifest names no other files than it has.
+    """
+    samples: list[dict[str, str]] = []
+    with adapter_stays("completing a few prompts for the report"):
+        samples = complete_samples(trainer, tokenizer, examples, args.seed)
+    lines = "".join(json.dumps(row) + "\n" for row in curve)
+    parts: dict[str, Callable[[Path], Any]] = {
+        "training_curve.jsonl": lambda file: file.write_text(lines, encoding="utf-8"),
+        "training_curve.png": lambda file: draw_curve(curve, file),
+        "report.md": lambda file: file.write_text(report_text(details["summary"], curve, samples),
+                                                  encoding="utf-8")}
+    with adapter_stays(f"writing the report of {args.output_dir}"), atomic_folder(args.output_dir) as folder:
+        for name in hash_files(args.output_dir):
+            shutil.copyfile(args.output_dir / name, folder / name)
+        for name, write in parts.items():
+            with adapter_stays(f"writing {name}"):
+                write(folder / name)
+                continue
+            (folder / name).unlink(missing_ok=True)
+        write_manifest(folder / MANIFEST, args, hash_files(folder), started, **details)
 
 
 def show_result(args: argparse.Namespace, summary: dict[str, Any], started: float) -> None:
@@ -147,5 +193,6 @@ def show_result(args: argparse.Namespace, summary: dict[str, Any], started: floa
     if summary["validation_loss_after"] >= summary["validation_loss_before"]:
         print("WARNING: training did not lower the validation loss; lower --learning_rate, or train on more "
               "examples", file=sys.stderr)
-    print(f"wrote {args.output_dir} (report.md shows completions before and after) in "
-          f"{duration(time.time() - started)}")
+    told = (args.output_dir / "report.md").is_file()
+    shown = " (report.md shows completions before and after)" if told else ""
+    print(f"wrote {args.output_dir}{shown} in {duration(time.time() - started)}")
