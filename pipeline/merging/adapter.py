@@ -36,7 +36,7 @@ def is_merged_repository(name: str) -> bool:
 
 
 def fetch_adapter(repository: str, revision: str | None) -> Path:
-    """Return the local folder of the adapter; nothing but safetensors and JSON is downloaded."""
+    """Return the local folder of the adapter; only safetensors, JSON and the tokenizer are downloaded."""
     folder = Path(repository)
     if not folder.is_dir():
         if looks_like_path(repository):
@@ -45,7 +45,8 @@ def fetch_adapter(repository: str, revision: str | None) -> Path:
         with hub_errors("adapter", repository):
             hub_files(repository, revision)
             folder = Path(snapshot_download(repository, revision=revision,
-                                            allow_patterns=["*.json", "*.jinja", "*.txt", ADAPTER_WEIGHTS],
+                                            allow_patterns=["*.json", "*.jinja", "*.txt", "*.model",
+                                                            "*.tiktoken", ADAPTER_WEIGHTS],
                                             ignore_patterns=["*/*"]))
     if not (folder / ADAPTER_CONFIG).is_file():
         if (folder / "config.json").is_file():

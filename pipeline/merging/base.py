@@ -33,7 +33,8 @@ def fetch_base(name: str, revision: str | None) -> Path:
         with hub_errors("base model", name):
             hub_files(name, revision)
             folder = Path(snapshot_download(name, revision=revision,
-                                            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
+                                            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model",
+                                                            "*.jinja", "*.tiktoken"],
                                             ignore_patterns=["*/*"]))
     return folder
 

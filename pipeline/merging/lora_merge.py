@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.errors import PipelineError
 from pipeline.mergeable import linear_layers, stored_weight
 from pipeline.merging.adapter import LoraPair
+from pipeline.merging.tokenizer import write_tokenizer
 from pipeline.merging.weights import read_rows, safetensors_dtype
-from pipeline.tokenizers import load_tokenizer, model_errors
+from pipeline.tokenizers import model_errors
 from pipeline.weight_files import INDEX, SINGLE_FILE, StoredTensor
 
 COPIED_FROM_BASE = ("generation_config.json",)
@@ -137,6 +138,15 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
     Returns {tensor: SHA-256 of its bytes} of the tensors that were merged.
     """
     dtype = None if dtype_name == "base" else getattr(torch, dtype_name)
+    config = json.loads((base / "config.json").read_bytes())
+    for key in ("auto_map", "quantization_config", "_name_or_path", "torch_dtype", "transformers_weights"):
+        config.pop(key, None)  # remote code, and what is no longer true
+    config["dtype"] = str(dtype or main_dtype([t for shard in shards for t in shard])).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in COPIED_FROM_BASE:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    write_tokenizer(adapter, base, folder)  # which may refuse, before the work
     weight_map: dict[str, str] = {}
     merged: dict[str, str] = {}
     total_size = 0
@@ -151,14 +161,4 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
     if set(weight_map.values()) != {SINGLE_FILE}:  # one shard too is found by its index alone
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    config = json.loads((base / "config.json").read_bytes())
-    for key in ("auto_map", "quantization_config", "_name_or_path", "torch_dtype", "transformers_weights"):
-        config.pop(key, None)  # remote code, and what is no longer true
-    config["dtype"] = str(dtype or main_dtype([t for shard in shards for t in shard])).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for name in COPIED_FROM_BASE:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-    tokenizer_folder = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    load_tokenizer(str(tokenizer_folder)).save_pretrained(str(folder))
     return merged

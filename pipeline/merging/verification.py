@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.errors import PipelineError
 from pipeline.merging.adapter import LoraPair
 from pipeline.merging.lora_merge import dequantized_nf4
-from pipeline.tokenizers import encode_prompts, load_tokenizer
+from pipeline.merging.tokenizer import proof_prompts
 from pipeline.weight_files import StoredTensor
 
 # What the merge is checked on, and how far it may be off.  A model of 135M parameters that is merged and run
@@ -41,8 +41,7 @@ def verify(base: Path, adapter: Path, merged: Path, targets: dict[str, LoraPair]
     divergence in nats.  Raises PipelineError above MAX_KL or below MIN_AGREEMENT: rounding to bf16 alone
     stays far within both.
     """
-    tokenizer = load_tokenizer(str(merged))
-    prompts = [torch.tensor([ids]) for ids in encode_prompts(tokenizer, list(VERIFY_PROMPTS))]
+    prompts = [torch.tensor([ids]) for ids in proof_prompts(base, merged, list(VERIFY_PROMPTS))]
 
     def log_probabilities(model: Any) -> list[Any]:
         with torch.inference_mode():
