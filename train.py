@@ -76,7 +76,7 @@ def train(args: argparse.Namespace) -> None:
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
     first_process = settings.process_index == 0
-    model = make_model(args, precision)
+    model = make_model(args, precision, tokenizer, data.highest_token())
     data.identities["base_model_hash"] = models.model_hash(args.model_name_or_path, args.model_revision)
 
     with output_lock(args.output_dir) if first_process else contextlib.nullcontext():

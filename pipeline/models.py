@@ -9,6 +9,7 @@ import psutil
 import torch
 import transformers
 
+from pipeline.errors import PipelineError
 from pipeline.files import combined_hash, sha256_file
 from pipeline.hub import hub_errors, hub_files
 from pipeline.tokenizers import check_local_model, model_errors
@@ -83,6 +84,17 @@ def model_hash(name: str, revision: str | None) -> str:
         with hub_errors("model", name):
             return hub_files(name, revision)[0]
     return combined_hash({file.name: sha256_file(file) for file in weight_files(Path(name))})
+
+
+def check_tokens_known(model: Any, tokenizer: Any, highest: int) -> None:
+    """Raise PipelineError where the end-of-text token, or the `highest` token of what a model is to read, has
+    no row in its embedding: a tokenizer that was extended, or edited, without the model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for what, token in (("its end-of-text token", tokenizer.eos_token_id), ("a token of the data", highest)):
+        if token >= rows:
+            raise PipelineError(f"model {model.name_or_path}: {what}, "
+                                f"{tokenizer.convert_ids_to_tokens(token)!r}, has the number {token}, and "
+                                f"the model knows {rows} tokens; use the tokenizer that belongs to the model")
 
 
 def right_padded(rows: list[dict[str, list[int]]], pad_token_id: int, device: Any = None) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """pipeline/models.py: what a stage runs on, how rows are padded, and which weights a model has."""
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from pipeline import models
+from pipeline.errors import PipelineError
 from pipeline.models import IGNORED_LABEL
 
 
@@ -52,3 +54,17 @@ def test_the_hash_of_a_model_is_that_of_its_weights(tmp_path: Path) -> None:
     assert models.model_hash(str(tmp_path), None) == before
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
     assert models.model_hash(str(tmp_path), None) != before
+
+
+@pytest.mark.parametrize(("end", "highest", "named"), [
+    (399, 399, None), (400, 7, "its end-of-text token, 'x400', has the number 400, and the model knows 400"),
+    (0, 401, "a token of the data, 'x401'")])
+def test_tokens_without_an_embedding_are_told(end: int, highest: int, named: str | None) -> None:
+    """A tokenizer that was extended without its model is an "index out of range in self"."""
+    model = SimpleNamespace(name_or_path="mine", get_input_embeddings=lambda: torch.nn.Embedding(400, 2))
+    tokenizer = SimpleNamespace(eos_token_id=end, convert_ids_to_tokens=lambda token: f"x{token}")
+    if named:
+        with pytest.raises(PipelineError, match=named):
+            models.check_tokens_known(model, tokenizer, highest)
+    else:
+        models.check_tokens_known(model, tokenizer, highest)

@@ -206,6 +206,17 @@ def test_unknown_layer_names_are_one_line(model_folder: Path, dataset_folder: Pa
     assert "--lora_target_modules nonsense" in line
 
 
+def test_an_end_token_without_an_embedding_is_one_line(model_folder: Path, dataset_folder: Path,
+                                                       tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture) -> None:
+    """A tokenizer_config.json that was edited ends in "index out of range in self"."""
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|im_end|>"}))
+    line = failure(command(model, dataset_folder, tmp_path / "out"), capsys)
+    assert "its end-of-text token, '<|im_end|>', has the number" in line
+
+
 def test_unknown_tracker_is_one_line(model_folder: Path, dataset_folder: Path, tmp_path: Path,
                                      capsys: pytest.CaptureFixture) -> None:
     """A tracker that is not there ends in a traceback."""

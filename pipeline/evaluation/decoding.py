@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from pipeline.errors import PipelineError
 from pipeline.evaluation.cache import batch_cache, drop_columns, rows_can_leave
 from pipeline.evaluation.tasks import Task
-from pipeline.models import left_padded, max_positions
+from pipeline.models import check_tokens_known, left_padded, max_positions
 
 # Columns of a batch's cache in all its rows, prompts and new tokens together: 6 GB with phi-1.5 in 16 bits.
 BATCH_TOKENS = 32_768
@@ -99,9 +99,11 @@ def fit_context(prompts: list[list[int]], model: Any, task: Task) -> list[list[i
     """Return the prompts, each with as many of its last tokens as the context holds before the new ones."""
     context = max_positions(model.config) or sys.maxsize
     if context <= task.max_new_tokens:
+        # that flag is for Kotlin alone
+        smaller = "give a smaller --max_new_tokens or " if task.name.startswith("Kotlin") else ""
         raise PipelineError(f"{task.name}: a budget of {task.max_new_tokens} new tokens leaves no room for "
-                            f"a prompt in the model's context of {context}; "
-                            "give a smaller --max_new_tokens or use another model")
+                            f"a prompt in the model's context of {context}; {smaller}use a model with a "
+                            "longer context")
     return [prompt[-(context - task.max_new_tokens):] for prompt in prompts]
 
 
@@ -155,6 +157,7 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
     left.  Where the model's cache does not allow that, the library's `generate` decodes.
     """
     prompts, device = fit_context(prompts, model, task), model.device
+    check_tokens_known(model, tokenizer, max((max(prompt, default=0) for prompt in prompts), default=0))
     ends = end_tokens(model, tokenizer)
     written = [Continuation(tokenizer, task, ends) for _ in prompts]
     if not rows_can_leave(model):

@@ -32,6 +32,11 @@ class Data:
     train_on: str = "pairs"  # or files
     identities: dict[str, str] = field(default_factory=dict)  # what a resumed run compares
 
+    def highest_token(self) -> int:
+        """Return the highest number of a token that the model will read."""
+        return max(int(examples.ids.max(initial=0)) for examples in (self.train, self.validation,
+                                                                     *self.also.values()))
+
 
 def note(text: str) -> None:
     """Tell the user, once for all processes."""

@@ -26,7 +26,7 @@ from pipeline.mergeable import (
     loaded_folder,
     stored_weight,
 )
-from pipeline.models import torch_dtype
+from pipeline.models import check_tokens_known, torch_dtype
 from pipeline.tokenizers import check_local_model, model_errors
 
 
@@ -121,9 +121,11 @@ def frozen_experts(model: Any) -> int:
                and (p.ndim == 3 or (p.ndim == 2 and "experts." in name)))
 
 
-def make_model(args: argparse.Namespace, precision: str) -> Any:
-    """Return the base model with the adapters that are trained, after asking whether they can be merged."""
+def make_model(args: argparse.Namespace, precision: str, tokenizer: Any, highest_token: int) -> Any:
+    """Return the base model with the adapters that are trained, after asking whether they can be merged and
+    whether the model knows the tokens of the data."""
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
+    check_tokens_known(base, tokenizer, highest_token)
     check_mergeable(base, args)
     return add_adapters(base, args)
 
