@@ -70,8 +70,10 @@ def last_lines(text: str, tokens: int, count: Callable[[str], int]) -> str:
     place = _first_that_fits(begins, lambda begin: count(tail[begin:]) <= tokens)
     if place is not None:
         return tail[place:]
-    begin = _first_that_fits(range(len(tail) + 1), lambda begin: count(tail[begin:]) <= tokens)
-    return tail[begin:]
+    # within the last line: a line end and the indentation behind it may be one token, and fit where the
+    # indentation alone does not
+    last_line = range(begins[-1] if begins else 0, len(tail) + 1)
+    return tail[_first_that_fits(last_line, lambda begin: count(tail[begin:]) <= tokens):]
 
 
 def _first_that_fits(places: Any, fits: Callable[[int], bool]) -> int | None:

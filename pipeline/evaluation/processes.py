@@ -1,4 +1,5 @@
 """The processes that torchrun starts, which share the examples of a set out."""
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,4 +48,6 @@ def join_processes() -> Processes:
             torch.cuda.set_device(local)
         # they wait for the slowest of them, for hours with a large set
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        # else its threads may still run when the interpreter ends, which then aborts
+        atexit.register(torch.distributed.destroy_process_group)
     return processes
