@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from datasets import Dataset, load_from_disk
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.contexts import Cut, FileTexts, contexts_of, find_cuts, last_lines
@@ -23,6 +23,7 @@ def number_of_tokens(text: str) -> int:
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(1, 150))
+@example("fun alpha(x: Int): Int {\n    val b", 4)  # fewer tokens with the line break before it
 def test_a_context_is_the_end_of_the_file_in_whole_lines(before: str, tokens: int) -> None:
     """The model is asked with other text than the file's, with half a line first, or with more than it can
     take."""
@@ -58,6 +59,18 @@ def test_one_line_of_100_kb(line: str, end: str) -> None:
     assert 90 <= number_of_tokens(context) <= 100
     assert len(counted) < 40
     assert max(counted) <= 16 * len(context)  # never the whole file where a part of it is enough
+
+
+def test_little_is_counted_where_tokens_are_long() -> None:
+    """The tokens of a large file are counted many times over, where those before the cut would do."""
+    text, counted = "x" * 1_000_000, []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return -(-len(text) // 25)
+
+    assert len(last_lines(text, 100, count)) == 2500
+    assert max(counted) <= 4 * 2500
 
 
 def test_all_of_a_short_file_is_its_context() -> None:
