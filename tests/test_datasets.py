@@ -60,13 +60,18 @@ def test_a_path_that_datasets_reads_as_another(make_examples: Callable[..., Path
             assert load_examples(name, ["train"])["test"][1]["prompt"] == "val b"
 
 
+def flip_a_bit(file: Path, at: bytes) -> None:
+    """Change one bit of a file, where these bytes stand first."""
+    content = bytearray(file.read_bytes())
+    content[content.index(at)] ^= 1
+    file.write_bytes(content)
+
+
 def test_load_examples_notices_a_flipped_byte(make_examples: Callable[..., Path]) -> None:
     """A damaged data set is trained on without a word."""
     folder = make_examples()
     arrow = next(folder.glob("train/*.arrow"))
-    content = bytearray(arrow.read_bytes())
-    content[content.index(b"val a")] ^= 1
-    arrow.write_bytes(content)
+    flip_a_bit(arrow, b"val a")
     with pytest.raises(PipelineError, match=f"{arrow.name}: has changed since it was written"):
         load_examples(str(folder), ["train"])
     assert load_examples(str(folder), ["train"], verify=False)["train"][0]["prompt"] == "wal a"
@@ -96,9 +101,7 @@ def test_load_examples_notices_a_flipped_byte_in_the_files(files_folder: Path, t
     write_manifest(folder / "manifest.json", argparse.Namespace(), hash_files(folder), 0.0)
     assert load_examples(str(folder), ["train"])
     arrow = next(folder.glob("files/train/*.arrow"))
-    content = bytearray(arrow.read_bytes())
-    content[content.index(b"fun ")] ^= 1
-    arrow.write_bytes(content)
+    flip_a_bit(arrow, b"fun ")
     with pytest.raises(PipelineError, match=f"{arrow.name}: has changed since it was written"):
         load_examples(str(folder), ["train"])
 
