@@ -28,7 +28,7 @@ def test_results_of_a_run(folders: SimpleNamespace, tmp_path: Path, capsys: pyte
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1].startswith(f"wrote {tmp_path / 'results'} in ")
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert set(metrics["sets"]) == {"CodeXGLUE (Python)", "Kotlin"}
+    assert set(metrics["sets"]) == {"Python stand-in", "Kotlin"}
     for entry in metrics["sets"].values():
         assert entry["examples"] == 4
         assert "seed:3" in entry["signature"]
@@ -42,7 +42,7 @@ def test_results_of_a_run(folders: SimpleNamespace, tmp_path: Path, capsys: pyte
     assert set(manifest["outputs"]) == {"metrics.json", "table.md", "report.md", "chart.png", "change.png"}
     found = predictions(tmp_path / "results")
     assert len(found) == 4
-    for name in ("codexglue", "kotlin"):
+    for name in ("python", "kotlin"):
         one, two = (rows for file, rows in found.items() if f".{name}." in file)
         header = one[0]["header"]
         assert header["examples"] == two[0]["header"]["examples"]
@@ -86,7 +86,7 @@ def test_kotlin_is_asked_once_for_each_context(folders: SimpleNamespace, tmp_pat
     own = with_files(folders, tmp_path / "data")
     metrics = run_stage(own, tmp_path / "results", "--context_tokens", 0, 40, 20, "--sample", 4,
                         "--baselines")
-    names = ["CodeXGLUE (Python)", "Kotlin", "Kotlin, 40 tokens of context", "Kotlin, 20 tokens of context"]
+    names = ["Python stand-in", "Kotlin", "Kotlin, 40 tokens of context", "Kotlin, 20 tokens of context"]
     printed, report = capsys.readouterr(), (tmp_path / "results" / "report.md").read_text()
     assert list(metrics["sets"]) == names
     assert "at most 12 new tokens; Kotlin, 40 tokens of context: 4 examples" in printed.err
@@ -102,7 +102,7 @@ def test_kotlin_is_asked_once_for_each_context(folders: SimpleNamespace, tmp_pat
     assert ended[0] == 100
     assert ended[1] == ended[2] == ended[3]
     found = predictions(tmp_path / "results")
-    sets = ("codexglue", "kotlin", "kotlin-40", "kotlin-20")
+    sets = ("python", "kotlin", "kotlin-40", "kotlin-20")
     assert sorted(file.split(".")[1] for file in found) == sorted([*sets, *sets])
     kotlin = [rows[0]["header"] for file, rows in found.items() if ".kotlin" in file]
     assert len({tuple(header["examples"]) for header in kotlin}) == 1
@@ -120,7 +120,7 @@ def test_without_whole_files_one_chunk_is_asked(asked: tuple[int, ...], folders:
     out."""
     metrics = run_stage(folders, tmp_path, "--context_tokens", *asked)
     captured = capsys.readouterr()
-    assert list(metrics["sets"]) == ["CodeXGLUE (Python)", "Kotlin"]
+    assert list(metrics["sets"]) == ["Python stand-in", "Kotlin"]
     assert captured.err.count(f"note: --dataset {folders.data}: holds no whole files; asked behind one chunk "
                               "alone, not behind 20 tokens") == 1
     assert metrics["sets"]["Kotlin"]["examples"] == 6

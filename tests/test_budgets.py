@@ -48,6 +48,6 @@ def test_a_benchmark_of_models_with_32_positions(folders: SimpleNamespace, tmp_p
     model = short_model(tmp_path / "short", 32)
     metrics = run_stage(folders, tmp_path / "results", "--base_model", model, "--hf_repository", model,
                         "--sample", 3)
-    assert "budget:16" in metrics["sets"]["CodeXGLUE (Python)"]["signature"]
-    assert "note: CodeXGLUE (Python): a budget of 256 new tokens leaves no room" in capsys.readouterr().err
-    assert set(metrics["sets"]) >= {"CodeXGLUE (Python)", "Kotlin"}
+    assert "budget:16" in metrics["sets"]["Python stand-in"]["signature"]
+    assert "note: Python stand-in: a budget of 256 new tokens leaves no room" in capsys.readouterr().err
+    assert set(metrics["sets"]) >= {"Python stand-in", "Kotlin"}

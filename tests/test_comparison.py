@@ -53,7 +53,7 @@ def test_another_model_costs_one_model(folders: SimpleNamespace, tmp_path: Path,
     benchmarking.main(arguments(folders, tmp_path / "results", "--max_new_tokens", 3))
     told = capsys.readouterr().err
     assert told.count(" differs in max_new_tokens; ") == 2
-    assert "CodeXGLUE (Python): 6 of 6 examples found" in told
+    assert "Python stand-in: 6 of 6 examples found" in told
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
-"""What the README says: its commands can be typed, and its tree and the defaults are those that are there."""
+"""What the README and docs/ say: commands can be typed, links lead somewhere, and the tree, the flags and the
+defaults are those that are there."""
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("parse_data", "preprocess_data", "train", "merge_lora", "benchmarking")
 COMMANDS = {script: script for script in (*STAGES, "bleu")} | {"pipeline": "pipeline.__main__"}  # modules
-PLACES = {"data/README.md", "demo/", "perf/", "tests/"}  # beside the code, in the README's tree
+PLACES = {"data/README.md", "demo/", "docs/", "perf/", "tests/"}  # beside the code, in the tree
+PAGES = (ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def documented_commands() -> list[tuple[str, str, list[str]]]:
@@ -17,7 +20,7 @@ def documented_commands() -> list[tuple[str, str, list[str]]]:
     `python -m pipeline`."""
     found = []
     sources = [ROOT.joinpath(*module.split(".")).with_suffix(".py") for module in COMMANDS.values()]
-    for file in (ROOT / "README.md", ROOT / "data" / "README.md", *sources):
+    for file in (*PAGES, *sources):
         text = file.read_text(encoding="utf-8").replace("\\\n", " ")
         pattern = (r"^(?:Run:|Quick:)?[ $]*(?:\.venv/bin/)?(?:python3?|torchrun[^\n]*?) +"
                    r"(?:(\w+)\.py|-m (pipeline))\b([^\n#`|]*)")
@@ -41,9 +44,9 @@ def test_commands_are_found() -> None:
 
 
 def shown_tree() -> dict[str, str]:
-    """Return {path: what it is} of the tree of files in the README; a folder ends in a slash."""
-    block = re.search(r"^```\n(parse_data\.py .*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"),
-                      re.MULTILINE | re.DOTALL)
+    """Return {path: what it is} of the tree of files in docs/structure.md; a folder ends in a slash."""
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    block = re.search(r"^```\n(parse_data\.py .*?)^```", page, re.MULTILINE | re.DOTALL)
     shown, folders = {}, {0: ""}  # by indentation
     for line in block[1].splitlines():
         indentation, name, meaning = re.fullmatch(r"( *)(\S+) +(.+)", line).groups()
@@ -61,6 +64,24 @@ def test_the_tree_is_the_one_that_is_there() -> None:
     folders = {f"{file.parent.relative_to(ROOT).as_posix()}/" for file in code if file.parent != ROOT}
     assert set(shown_tree()) == files | folders | PLACES
     assert all((ROOT / place).exists() for place in PLACES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    """A reader follows a link, or looks for a picture, that is not there."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    files = [link for link in links if "://" not in link]
+    assert page.name != "README.md" or page.parent != ROOT or files
+    assert [link for link in files if not (page.parent / link).exists()] == []
+
+
+def test_the_list_of_flags_is_whole() -> None:
+    """A reader of docs/flags.md misses a flag, or believes a default of another time."""
+    spec = importlib.util.spec_from_file_location("make_flags", ROOT / "docs" / "make_flags.py")
+    make_flags = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_flags)
+    page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert page == make_flags.flags_page(), "run: python docs/make_flags.py"
 
 
 def test_defaults_agree_with_the_interface() -> None:

@@ -7,7 +7,7 @@ import tiny_models
 from evaluation_runs import arguments, with_files
 
 import benchmarking
-from pipeline.evaluation import sets
+from pipeline.evaluation import codexglue, sets
 from pipeline.evaluation.candidates import identify_model
 from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.sets import make_tasks
@@ -30,7 +30,7 @@ def test_a_set_for_each_context(options: tuple, names: list[str], folders: Simpl
                                 tmp_path: Path) -> None:
     """A context that was asked for is left out, asked twice, or on other examples than the others."""
     tasks = tasks_of(with_files(folders, tmp_path / "data", test=12), *options, "--sample", 5)
-    assert [task.name for task in tasks] == ["CodeXGLUE (Python)", *names]
+    assert [task.name for task in tasks] == ["Python stand-in", *names]
     drawn = {tuple((e.id, e.reference, e.group) for e in task.examples) for task in tasks[1:]}
     assert len(drawn) == 1
     assert {len(task.examples) for task in tasks} == {5}
@@ -44,7 +44,7 @@ def test_without_whole_files_the_one_chunk_set_is_left(options: tuple, left_out:
                                                        capsys: pytest.CaptureFixture) -> None:
     """A data set without files ends the benchmark, or leaves Kotlin out of it."""
     tasks = tasks_of(folders, *options)
-    assert [task.name for task in tasks] == ["CodeXGLUE (Python)", "Kotlin"]
+    assert [task.name for task in tasks] == ["Python stand-in", "Kotlin"]
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert [line.rsplit("not behind ")[1] for line in notes] == [f"{n} tokens" for n in left_out]
 
@@ -64,3 +64,12 @@ def test_a_sample_that_was_chosen_is_told_once(rank: int, options: tuple, told: 
     tasks = tasks_of(folders, *options, processes=Two(rank, 2))
     assert {len(task.examples) for task in tasks} == {3 if options else 2}
     assert ("2 examples of each set (--sample chooses)" in capsys.readouterr().err) == told
+
+
+def test_only_codexglues_own_file_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Scores on a file of somebody's own are read as CodeXGLUE's, or CodeXGLUE's as a stand-in's."""
+    file = tiny_models.save_codexglue(tmp_path / "test_codexglue.jsonl")
+    assert codexglue.codexglue_task(file, 0, 0).name == "Python stand-in"
+    monkeypatch.setattr(codexglue, "CODEXGLUE_EXAMPLES", len(file.read_text().splitlines()))
+    task = codexglue.codexglue_task(file, 0, 0)
+    assert (task.name, task.dataset) == ("CodeXGLUE (Python)", codexglue.CODEXGLUE_DATASET)

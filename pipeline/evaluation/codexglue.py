@@ -16,6 +16,8 @@ from pipeline.hub import hub_errors
 CODEXGLUE_DATASET, CODEXGLUE_FILE = "microsoft/codexglue_method_generation", "test.jsonl"
 # a file of another length is a stand-in, and its scores are not published as CodeXGLUE's
 CODEXGLUE_EXAMPLES = 20_000
+CODEXGLUE_NAME, STAND_IN_NAME = "CodeXGLUE (Python)", "Python stand-in"
+PYTHON_SETS = (CODEXGLUE_NAME, STAND_IN_NAME)
 CODEXGLUE_FIELDS = {"signature": str, "docstring": str, "body": str}
 CODEXGLUE_MAX_NEW_TOKENS = 256  # the budget of the benchmark's own run
 # of prompts, references and where a method ends: what was written for another one is not taken up again
@@ -219,8 +221,10 @@ def codexglue_task(path: Path, sample: int, seed: int) -> Task:
                         first_line=first_line(rows[i]["body"].replace("<EOL>", "\n"), codexglue_reference,
                                               logical_lines))
                 for i in draw(len(rows), sample, seed)]
-    return Task("CodeXGLUE (Python)", examples, CODEXGLUE_MAX_NEW_TOKENS,
+    name, dataset = ((CODEXGLUE_NAME, CODEXGLUE_DATASET) if len(rows) == CODEXGLUE_EXAMPLES
+                     else (STAND_IN_NAME, path.name))
+    return Task(name, examples, CODEXGLUE_MAX_NEW_TOKENS,
                 lambda text: normalize_python(text, common), method_end,
                 {"file": path.name, "sha256": sha256_file(path), "format": TEXT_FORMAT,
                  "prompt": "signature, docstring", "stop": "end of method"},
-                CODEXGLUE_DATASET if len(rows) == CODEXGLUE_EXAMPLES else path.name, lines=logical_lines)
+                dataset, lines=logical_lines)

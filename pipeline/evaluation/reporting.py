@@ -8,6 +8,7 @@ import pandas
 
 from pipeline.evaluation.baselines import BASELINE_EXAMPLES
 from pipeline.evaluation.charts import draw_changes, draw_chart
+from pipeline.evaluation.codexglue import PYTHON_SETS
 from pipeline.evaluation.scores import (
     ENDED,
     JUDGED,
@@ -87,7 +88,7 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
                                                                                       JUDGED)):
             worse = cell["difference"] > 0 if score in LOWER_IS_BETTER else cell["difference"] < 0
             if cell["p"] < SIGNIFICANT and worse:
-                python = ": the model forgot some Python" if name.startswith("CodeXGLUE") else ""
+                python = ": the model forgot some Python" if name in PYTHON_SETS else ""
                 notes.append(f"WARNING: {score} on {name} became significantly worse{python}")
         for which, model in (("base", "the base model"), ("fine_tuned", "the fine-tuned model")):
             for baseline, found in entry.get("baselines", {}).items():
