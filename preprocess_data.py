@@ -139,6 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output_dir", type=Path, default=Path("data/kotlin_prepared_dataset"),
         help="folder of the data set; replaced if this script wrote it (default: %(default)s)")
     add("--hf_repository", help="publish the data set to this hub repository (default: stay local)")
+    add("--public", action="store_true",
+        help="a --hf_repository that is missing is made public (default: private)")
+    add("--publish_raw", action="store_true", help="publish the raw file too (default: the data set alone)")
     add("--model_name_or_path", default="microsoft/phi-1_5",
         help="model whose tokenizer counts (default: %(default)s)")
     add("--chunk_tokens", type=positive_int, default=100,

@@ -117,7 +117,8 @@ def publish(args: argparse.Namespace) -> None:
     from pipeline.hub import push_folder  # as in `train`
 
     if args.hf_repository:
-        commit = push_folder(args.output_dir, args.hf_repository, "Add the LoRA adapter", delete=MERGED_MODEL)
+        commit = push_folder(args.output_dir, args.hf_repository, "Add the LoRA adapter", delete=MERGED_MODEL,
+                             public=args.public)
         print(f"published {args.hf_repository} (commit {commit})")
 
 
@@ -143,6 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="the adapter (default: %(default)s)")
     files.add_argument("--hf_repository",
                        help="publish the adapter to this hub repository (default: stay local)")
+    files.add_argument("--public", action="store_true",
+                       help="a --hf_repository that is missing is made public (default: private)")
     files.add_argument("--resume", action="store_true",
                        help="go on from the newest whole checkpoint of an interrupted run")
     files.add_argument("--dry_run", action="store_true",

@@ -123,9 +123,12 @@ def _write_refusal(account: dict[str, Any], owner: str, repo_id: str) -> str | N
 
 
 def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "model",
-                delete: re.Pattern | None = None, keep_branch: str | None = None) -> str:
+                delete: re.Pattern | None = None, keep_branch: str | None = None,
+                public: bool = False) -> str:
     """Publish every file of `folder` to `repo_id`, which is made where it is missing, in one commit, and
     return the commit's identifier; for `delete` and `keep_branch` see `commit_files`.
+
+    What is made is private, or with `public` to be seen by everybody; what exists keeps its visibility.
 
     On failure the folder is untouched, the repository is as it was, and a printed command repeats only the
     push.
@@ -134,14 +137,18 @@ def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "mode
         with hub_errors(f"publishing failed: {repo_type}", repo_id, "; check the network"):
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
                      if path.is_file()}
-            with_hub_retries(lambda: HfApi().create_repo(repo_id, repo_type=repo_type, exist_ok=True),
-                             repo_id)
-            return commit_files(repo_id, repo_type, message, lambda head, names: files, delete, keep_branch)
+            made = not with_hub_retries(lambda: HfApi().repo_exists(repo_id, repo_type=repo_type), repo_id)
+            if made:
+                with_hub_retries(lambda: HfApi().create_repo(repo_id, repo_type=repo_type, private=not public,
+                                                             exist_ok=True), repo_id)
+            return commit_files(repo_id, repo_type, message, lambda head, names: files, delete, keep_branch,
+                                made, public)
     except BaseException:  # Ctrl-C and SIGTERM too
         options = {"message": message, "repo_type": repo_type, "delete": delete and delete.pattern,
                    "keep_branch": keep_branch}
         command = ["python", "-m", "pipeline", "push", str(folder.absolute()), repo_id,
-                   *(f"--{name}={value}" for name, value in options.items() if value)]
+                   *(f"--{name}={value}" for name, value in options.items() if value),
+                   *(["--public"] if public else [])]
         print(f"{folder} is complete on disk, and not published. To publish it alone, in the project's "
               f"folder:\n  {shlex.join(command)}", file=sys.stderr)
         raise

@@ -59,7 +59,8 @@ def with_hub_retries(attempt: Callable[[], Any], name: str) -> Any:
 
 def commit_files(repo_id: str, repo_type: str, message: str,
                  files: Callable[[str, set[str]], dict[str, Path | bytes]],
-                 delete: re.Pattern | None = None, keep_branch: str | None = None) -> str:
+                 delete: re.Pattern | None = None, keep_branch: str | None = None,
+                 made: bool = False, public: bool = False) -> str:
     """Put `files(head commit, names there)`, {name: path or content}, into a repository in one commit on top
     of that head, and return the commit's identifier.
 
@@ -67,8 +68,13 @@ def commit_files(repo_id: str, repo_type: str, message: str,
     that is put before that at the commit which has them.  What the hub then holds is compared by hashes:
     PipelineError where it differs.  A commit that went through although its answer was lost is found by the
     next try, which then has nothing to do.
+
+    Before anything is uploaded, one line tells name, visibility, files and size.  `made` says that this run
+    made the repository, and `public` that it may be so: PipelineError where one that was to be private is
+    not.
     """
     api, hashes = HfApi(), functools.cache(content_hashes)
+    tell = functools.cache(functools.partial(print, flush=True))  # once, however many tries it takes
 
     def held(commit: str) -> dict[str, str]:  # the SHA-256 of a large file, git's SHA-1 of a small one
         tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
@@ -76,12 +82,20 @@ def commit_files(repo_id: str, repo_type: str, message: str,
                 if isinstance(file, RepoFile)}
 
     def attempt() -> str:
-        commit = parent = api.repo_info(repo_id, repo_type=repo_type).sha
+        info = api.repo_info(repo_id, repo_type=repo_type)
+        if made and not (info.private or public):
+            raise PipelineError(f"{repo_type} {repo_id}: was made private and is public, so nothing was "
+                                "uploaded; look at its settings on the hub, or give --public")
+        commit = parent = info.sha
         before = held(parent)
         wanted = files(parent, set(before))
         added = [CommitOperationAdd(name, content) for name, content in wanted.items()
                  if before.get(name) not in hashes(content)]
         stale = [name for name in before if delete and delete.fullmatch(name) and name not in wanted]
+        if added or stale:
+            size = sum(operation.upload_info.size for operation in added)
+            tell(f"publishing to the {repo_type} {repo_id}, {visibility(bool(info.private), made, public)}: "
+                 f"{len(added)} files, {size / 1e6:.1f} MB")
         if keep_branch and stale:
             api.preupload_lfs_files(repo_id, added, repo_type=repo_type)  # may fail; then no branch has moved
             _put_branch(repo_id, repo_type, keep_branch, parent)
@@ -95,6 +109,14 @@ def commit_files(repo_id: str, repo_type: str, message: str,
                                 f"(commit {commit}); publish it again")
         return commit
     return with_hub_retries(attempt, repo_id)
+
+
+def visibility(private: bool, made: bool, public: bool) -> str:
+    """Return who can see a repository, in the words of the line that is said before it is published to."""
+    seen = "private" if private else "public"
+    if made:
+        return f"new and {seen}"
+    return f"which exists and stays {seen}" + (" (--public is for new ones)" if private and public else "")
 
 
 def _put_branch(repo_id: str, repo_type: str, branch: str, commit: str) -> None:

@@ -75,6 +75,7 @@ class Repository:
     def __init__(self, kind: str, name: str):
         self.kind, self.name = kind, name
         self.commits: dict[str, Commit] = {}
+        self.private = False
         self.branches: dict[str, str] = {}
         self.commit("main", {}, "initial commit")
 
@@ -390,16 +391,17 @@ class Handler(BaseHTTPRequestHandler):
         if (kind, name) in self.hub.repositories:
             raise Refusal(409, "You already created this repository", url=url)
         self.hub.repositories[kind, name] = Repository(kind, name)
+        self.hub.repositories[kind, name].private = wanted.get("visibility") == "private"
         self.answer({"url": url, "name": name, "id": name})
 
     @route("GET", KIND + NAME + "(?:/revision/(?P<revision>[^/]+))?")
     def info(self, kind: str, name: str, revision: str | None) -> None:
-        _, commit = self.find_commit(kind, name, revision)
+        repository, commit = self.find_commit(kind, name, revision)
         siblings = [{"rfilename": path, "size": file.size, "blobId": file.blob_id}
                     for path, file in sorted(commit.files.items())]
         self.answer({"_id": "0", "id": name, "modelId": name, "author": name.partition("/")[0],
-                     "sha": commit.id, "private": False, "gated": False, "disabled": False, "tags": [],
-                     "downloads": 0, "likes": 0, "siblings": siblings,
+                     "sha": commit.id, "private": repository.private, "gated": False, "disabled": False,
+                     "tags": [], "downloads": 0, "likes": 0, "siblings": siblings,
                      "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"})
 
     @route("GET", KIND + NAME + "/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")

@@ -165,9 +165,12 @@ def test_the_pipeline_through_the_hub(hub: Hub, base_model: Path, raw_file: Path
 
     published = hub.repository("tester/data", "dataset")
     assert [commit.title for commit in published.commits.values()] == ["initial commit", "Add the data set"]
-    assert {"README.md", "manifest.json", "data/train.parquet", "files/train.parquet",
-            "raw/raw.jsonl"} <= set(published.head.files)
+    assert {"README.md", "manifest.json", "data/train.parquet",
+            "files/train.parquet"} <= set(published.head.files)
+    assert "raw/raw.jsonl" not in published.head.files
     repository = hub.repository("tester/model")
+    assert published.private
+    assert repository.private
     _, adapter, merged = repository.commits.values()  # a push is one commit
     assert (repository.branches, merged.parent) == ({"main": merged.id, "adapter": adapter.id}, adapter.id)
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json",
@@ -399,7 +402,6 @@ def test_a_branch_of_the_users_own_is_not_moved(api_here: Hub, folder: Path) -> 
     ("POST", "/commit/", {"status": 429, "headers": {"Retry-After": "1"}}),
     ("POST", "/commit/", {"broken": "before"}),
     ("POST", "/commit/", {"broken": "after"}),
-    ("POST", "/repos/create", {"status": 500}),
     ("POST", "/branch/", {"broken": "after"}),
     ("GET", "/tree/", {"status": 502, "times": 2}),
     ("PUT", "/large/", {"status": 500}),
@@ -533,19 +535,64 @@ def test_a_data_set_whose_push_failed_is_published_by_the_next_run(hub: Hub, raw
                                                                    tmp_path: Path) -> None:
     """What a failed push left on the disk stops the next run, or is published in place of its result."""
     command = ("--input_file", raw_file, "--model_name_or_path", base_model, *TINY_DATA, "--hf_repository",
-               "tester/data")
+               "tester/data", "--publish_raw", "--public")
     environment = hub.environment(tmp_path / "cache")
     hub.fail("POST", "/commit/", 403)
     failed = stage(tmp_path, "preprocess_data.py", *command, environment=environment, fails=True)
     assert "publishing failed: dataset tester/data: " in failed.stderr.splitlines()[-1]
     assert (tmp_path / "data" / "kotlin_prepared_dataset" / "dataset_dict.json").is_file()
+    del hub.repositories["dataset", "tester/data"]  # or it exists, and keeps its visibility
     repeated_push(failed.stderr, environment)
+    assert not hub.repository("tester/data", "dataset").private
     first = contents(hub, "tester/data", kind="dataset")
     assert {"README.md", "data/train.parquet", "raw/raw.jsonl"} <= set(first)
     stage(tmp_path, "preprocess_data.py", *command, "--seed", 1, environment=environment)
     second = contents(hub, "tester/data", kind="dataset")
     assert set(first) == set(second)
     assert first["data/train.parquet"] != second["data/train.parquet"]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Who can see it
+# ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("exists", "public", "told"), [
+    (None, False, "new and private"),
+    (None, True, "new and public"),
+    ("private", False, "which exists and stays private"),
+    ("public", False, "which exists and stays public"),
+    ("private", True, "which exists and stays private (--public is for new ones)"),
+    ("public", True, "which exists and stays public")])
+def test_what_is_published_is_private(exists: str | None, public: bool, told: str, api_here: Hub,
+                                      folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """A company's code is there for everybody to read, because its owner did not know what the default is; or
+    a repository that was private is opened."""
+    if exists:
+        api_here.add("tester/model", {"model.safetensors": b"weights"})
+        api_here.repository("tester/model").private = exists == "private"
+    before_upload = []
+    api_here.fail("POST", "/preupload/", 0, change=lambda: before_upload.append(capsys.readouterr().out))
+    push_folder(folder, "tester/model", "Add", public=public)
+    number = 2 if exists else 3  # what is there already is not sent again
+    assert before_upload == [f"publishing to the model tester/model, {told}: {number} files, 0.0 MB\n"]
+    assert api_here.repository("tester/model").private == ("private" in told)
+
+
+def test_a_repository_that_the_hub_opens_gets_nothing(api_here: Hub, folder: Path) -> None:
+    """Somebody else makes the repository, for everybody to see, between the question and the upload."""
+    api_here.fail("POST", "/repos/create", 0, change=lambda: api_here.add("tester/model", ADAPTER))
+    with pytest.raises(PipelineError, match="was made private and is public, so nothing was uploaded"):
+        push_folder(folder, "tester/model", "Add")
+    assert not api_here.sent("POST", "/commit/|/preupload/")
+
+
+def test_a_repository_is_made_although_the_hub_falters(api_here: Hub, folder: Path) -> None:
+    """A hub that restarts costs the user his push, or the repository is made public by the second try."""
+    for fault in ({"status": 500}, {"broken": "after"}):
+        api_here.fail("POST", "/repos/create", **fault)
+    push_folder(folder, "tester/model", "Add")
+    assert api_here.repository("tester/model").private
+    assert len(api_here.sent("POST", "/repos/create")) == 3
 
 
 # ----------------------------------------------------------------------------------------------------------

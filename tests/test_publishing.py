@@ -18,15 +18,15 @@ def test_published_data_set_is_what_is_on_disk(tmp_path: Path) -> None:
         command = [sys.executable, str(ROOT / "preprocess_data.py"), *arguments(corpus, tmp_path / "data"),
                    "--hf_repository"]
 
-        def publish(name: str, token: str) -> subprocess.CompletedProcess:
-            return subprocess.run([*command, name], env=environment | {"HF_TOKEN": token},
+        def publish(name: str, token: str, *more: str) -> subprocess.CompletedProcess:
+            return subprocess.run([*command, name, *more], env=environment | {"HF_TOKEN": token},
                                   capture_output=True, text=True)
 
         refused = publish("tester/data", READ_TOKEN)
         assert refused.returncode == 1
         assert "the token may only read" in refused.stderr
         assert not (tmp_path / "data").exists()  # before the work, not after it
-        done = publish("tester/data", WRITE_TOKEN)
+        done = publish("tester/data", WRITE_TOKEN, "--publish_raw")
         assert done.returncode == 0, done.stderr
         repository = hub.repository("tester/data", "dataset")
         titles = [commit.title for commit in repository.commits.values()]
@@ -35,6 +35,9 @@ def test_published_data_set_is_what_is_on_disk(tmp_path: Path) -> None:
         assert files["raw/raw.jsonl"].content == (corpus / "raw.jsonl").read_bytes()
         card = files["README.md"].content.decode()
         assert "## Leakage" in card
+        assert "`raw/raw.jsonl`" in card
+        assert repository.private
+        assert f"publishing to the dataset tester/data, new and private: {len(files)} files, " in done.stdout
         settings = yaml.safe_load(card.split("---")[1])
         assert [part["config_name"] for part in settings["configs"]] == ["default", "files"]
         for part in settings["configs"]:

@@ -1,4 +1,4 @@
-"""The data set on the hub: Parquet files, the raw file, the report and a card."""
+"""The data set on the hub: Parquet files, the report and a card, and the raw file where it is asked for."""
 import argparse
 import json
 import shutil
@@ -15,22 +15,24 @@ from pipeline.preparation.splits import SPLITS
 
 
 def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) -> None:
-    """Publish the splits as Parquet, raw file, report and card to --hf_repository, in one commit."""
+    """Publish the splits as Parquet, report and card, with --publish_raw the raw file too, to
+    --hf_repository in one commit."""
     staged = args.output_dir.with_name(f"{args.output_dir.name}.hub")
     with output_lock(staged), atomic_folder(staged) as folder:
         for source, name in ((args.output_dir, "data"), (args.output_dir / "files", "files")):
             (folder / name).mkdir()
             for split, data in datasets.load_from_disk(str(source)).items():
                 data.to_parquet(str(folder / name / f"{split}.parquet"))
-        raw = folder / "raw" / args.input_file.name
-        raw.parent.mkdir()
-        shutil.copyfile(args.input_file, raw)
+        if args.publish_raw:
+            (folder / "raw").mkdir()
+            shutil.copyfile(args.input_file, folder / "raw" / args.input_file.name)
         for name in ("report.md", "report.png"):
             shutil.copyfile(args.output_dir / name, folder / name)
         manifest = json.loads((args.output_dir / "manifest.json").read_bytes())
         (folder / "README.md").write_text(data_set_card(args, manifest, counts, leakage), encoding="utf-8")
         write_json(folder / "manifest.json", sealed_manifest({**manifest, "outputs": hash_files(folder)}))
-    commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset")
+    commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset",
+                         public=args.public)
     shutil.rmtree(staged)
     print(f"published data set {args.hf_repository} (commit {commit})")
 
@@ -51,8 +53,8 @@ def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Co
               "```python", "from datasets import load_dataset",
               f'data = load_dataset("{args.hf_repository}")',
               f'files = load_dataset("{args.hf_repository}", "files")  # whole cleaned files', "```", "",
-              f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON object "
-              "a line.", "",
+              *([f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON "
+                 "object a line.", ""] if args.publish_raw else []),
               "## Sources", "",
               "| repository | commit | licence file |", "|---|---|---|"]
     lines += [f"| {s['repository']} | {s['commit'] or ''} | {s['license_file'] or 'not found'} |"
