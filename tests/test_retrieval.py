@@ -29,7 +29,8 @@ FILES = [code(seed) for seed in range(12)]
 
 def test_the_piece_that_shares_the_rare_words_is_found() -> None:
     """What is shown before a file has nothing to do with it."""
-    files = [*FILES, code(50, 15) + "fun openHarbourGate(tide: TideLevel) = gate.raise(tide)\n" + code(51, 15)]
+    wanted = "fun openHarbourGate(tide: TideLevel) = gate.raise(tide)\n"
+    files = [*FILES, code(50, 15) + wanted + code(51, 15)]
     [first, *_] = Index(files).best("// the harbour\nval x = open_harbour_gate(TIDE)\n", 3, ())
     assert first.file == len(files) - 1
     assert "openHarbourGate" in files[-1][first.begin:first.end]
