@@ -1,0 +1,193 @@
+"""Show what a model writes at a place of a file, and what the model that it was made from writes there.
+
+Reads   FILE LINE[:COLUMN]  a source file and a place in it, counted from 1 as editors do: the text before it
+                            is what the model sees; without a column, it is the beginning of the line
+        --model             a folder or hub name, a merged model or an adapter
+        --base_model        the model that it was made from, to be shown beside it
+Writes  nothing; the completions are printed
+
+The model sees the last whole lines of the file before the place that have --context_tokens at most, as
+benchmarking.py asks it, and decodes greedily.  Blanks right before the place are left to the model, because
+tokenizers join them to the word that follows.  The time is that of reading the prompt and writing; loading
+the model is told apart.
+
+Run:    python demo/complete.py --model models/merged src/Main.kt 12
+Quick:  python demo/complete.py --model models/merged src/Main.kt 12:9 --max_new_tokens 16
+"""
+import argparse
+import itertools
+import shutil
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pipeline.errors import PipelineError
+from pipeline.stage import positive_int, run_stage
+
+SIDE_BY_SIDE = 100  # columns of a terminal from which on two texts stand beside each other
+SHOWN_BEFORE = 3  # lines of the file before the place that are shown
+
+
+class Place(NamedTuple):
+    """A place in a text: line and column, from 1; column 0: the beginning of the line."""
+    line: int
+    column: int = 0
+
+
+class Written(NamedTuple):
+    """What a model wrote at a place."""
+    title: str
+    text: str
+    told: str  # how much, in which time
+
+
+def place(text: str) -> Place:
+    """argparse type: LINE or LINE:COLUMN."""
+    numbers = text.split(":")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} is not LINE or LINE:COLUMN, counted from 1")
+    return Place(*map(int, numbers))
+
+
+def split_at(file: Path, where: Place) -> tuple[str, str]:
+    """Return what stands in the file before and behind the place, line ends as \\n.
+
+    PipelineError where there is no such file or place.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{file}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    lines = text.split("\n")
+    if where.line > len(lines):
+        raise PipelineError(f"{file}: has {len(lines)} lines, and no line {where.line}; name one of them")
+    line = lines[where.line - 1]
+    if where.column > len(line) + 1:
+        raise PipelineError(f"{file}, line {where.line}: has {len(line)} characters; name a column up to "
+                            f"{len(line) + 1}, which is behind the last")
+    offset = sum(len(other) + 1 for other in lines[:where.line - 1]) + max(0, where.column - 1)
+    return text[:offset], text[offset:]
+
+
+def find_sources(args: argparse.Namespace) -> list[Any]:
+    """Return what --base_model, where it is given or needed, and --model are."""
+    from pipeline.evaluation import candidates
+    from pipeline.mergeable import read_adapter_json
+
+    model = candidates.identify_model(args.model, None)
+    base = args.base_model
+    if model.adapter and base is None:
+        base = read_adapter_json(Path(model.adapter)).get("base_model_name_or_path")
+        if not base:
+            raise PipelineError(f"--model {args.model}: is an adapter that names no base model; give "
+                                "--base_model")
+    if base is None:
+        return [model]
+    source = candidates.identify_model(base, None)
+    if source.adapter:
+        raise PipelineError(f"--base_model {base}: is an adapter; name the model that it was trained on")
+    candidates.check_adapter_base(model, base)
+    return [source, model]
+
+
+def write(source: Any, base: Any, before: str, title: str, args: argparse.Namespace) -> Written:
+    """Load a model, decode behind `before`, and let the model go.
+
+    What blanks `before` ends in, the model writes itself; those that it does write are cut.
+    """
+    from pipeline import models
+    from pipeline.contexts import contexts_of
+    from pipeline.evaluation.candidates import load_model
+    from pipeline.evaluation.decoding import generate_batch
+    from pipeline.evaluation.tasks import Task
+    from pipeline.stage import duration
+    from pipeline.tokenizers import encode_prompts, load_tokenizer
+
+    owner = base if source.adapter else source  # an adapter has its base's tokenizer, as in the benchmark
+    tokenizer = load_tokenizer(owner.name, owner.commit)
+    started = time.perf_counter()
+    model = load_model(source, base, models.choose_precision(args.precision))
+    loaded = time.perf_counter()
+    stripped = before.rstrip(" \t")
+    [context] = contexts_of(tokenizer, [stripped], args.context_tokens)
+    [prompt] = encode_prompts(tokenizer, [context])
+    task = Task("completion", [], args.max_new_tokens, str.strip, None)
+    [found] = generate_batch(model, tokenizer, [prompt or [tokenizer.eos_token_id]], task)
+    seconds = time.perf_counter() - loaded
+    told = (f"{found['tokens']} tokens{'' if found['ended'] else ', the budget'}, behind {len(prompt)}, in "
+            f"{duration(seconds)}: {found['tokens'] / seconds:.1f} tokens a second (loaded in "
+            f"{duration(loaded - started)})")
+    return Written(f"{title}: {source.name}", found["text"].removeprefix(before[len(stripped):]), told)
+
+
+def beside(left: Written, right: Written, width: int) -> str:
+    """Return two texts in two columns of a terminal, or one below the other where it has under
+    SIDE_BY_SIDE."""
+    if width < SIDE_BY_SIDE:
+        return "\n\n".join(alone(written) for written in (left, right))
+    half = (width - 3) // 2
+
+    def column(written: Written) -> list[str]:
+        head = textwrap.wrap(written.title, half) + textwrap.wrap(written.told, half) + ["-" * half]
+        lines = written.text.expandtabs(4).split("\n")
+        return head + [line[i:i + half] for line in lines for i in range(0, max(1, len(line)), half)]
+
+    rows = itertools.zip_longest(column(left), column(right), fillvalue="")
+    return "\n".join(f"{a:<{half}} | {b}".rstrip() for a, b in rows)
+
+
+def alone(written: Written) -> str:
+    """Return one text under its title."""
+    return f"--- {written.title}\n--- {written.told}\n{written.text}"
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Print what each model writes at the place."""
+    before, behind = split_at(args.file, args.place)
+    # What is heavy waits until the arguments are known to be good.
+    from pipeline import models
+
+    models.quiet_libraries()
+    print(f"device: {models.device_name()}, {models.choose_precision(args.precision)}", file=sys.stderr)
+    sources = find_sources(args)
+    shown = before.split("\n")[-SHOWN_BEFORE - 1:]
+    print(f"--- {args.file}, up to line {args.place.line}\n" + "\n".join(shown), end="▌\n\n")
+    titles = ["model"] if len(sources) == 1 or args.base_model is None else ["base", "fine-tuned"]
+    written = [write(source, sources[0], before, title, args)
+               for source, title in zip(sources[-len(titles):], titles, strict=True)]
+    width = shutil.get_terminal_size().columns
+    print(alone(written[0]) if len(written) == 1 else beside(*written, width))
+    if rest := behind.split("\n")[:SHOWN_BEFORE]:
+        print("\n--- what stands there now\n" + "\n".join(rest))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this script's command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="a source file, in UTF-8")
+    add("place", type=place, metavar="LINE[:COLUMN]",
+        help="where to write, from 1; without a column, at the beginning of the line")
+    add("--model", default="models/merged",
+        help="a folder or hub name, a merged model or an adapter (default: %(default)s)")
+    add("--base_model", help="the model that it was made from, shown beside it (default: only --model)")
+    add("--context_tokens", type=positive_int, default=512,
+        help="of the file before the place that the model sees, at most (default: %(default)s)")
+    add("--max_new_tokens", type=positive_int, default=64,
+        help="tokens to write, at most (default: %(default)s)")
+    add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
+        help="auto: bf16 where the hardware has it, else fp16 on a GPU, float32 on a CPU "
+             "(default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_stage(complete, build_parser().parse_args(argv), any_bytes=("file",), prints=True)
+
+
+if __name__ == "__main__":
+    main()

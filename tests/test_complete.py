@@ -1,0 +1,116 @@
+"""demo/complete.py: what a model writes at a place of a file."""
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import tiny_models
+from evaluation_runs import written_alone
+
+from pipeline.errors import PipelineError
+from pipeline.tokenizers import encode_prompts
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "fun alpha(x: Int): Int {\n    val a0 = x + 3\n    return a0 * 2\n}\n"
+
+
+@pytest.fixture(scope="module")
+def complete() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("complete", ROOT / "demo" / "complete.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A Kotlin file with a byte order mark and Windows' line ends."""
+    path = tmp_path / "Alpha.kt"
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    return path
+
+
+@pytest.mark.parametrize(("where", "before"), [
+    ("1", ""), ("3", "fun alpha(x: Int): Int {\n    val a0 = x + 3\n"), ("3:1", TEXT[:TEXT.index("    return")]),
+    ("2:14", "fun alpha(x: Int): Int {\n    val a0 = "), ("2:19", "fun alpha(x: Int): Int {\n    val a0 = x + 3"),
+    ("5", TEXT)])
+def test_a_place_is_what_an_editor_shows(where: str, before: str, complete: ModuleType, file: Path) -> None:
+    """The model is asked a line or a character away from where the user points."""
+    found = complete.split_at(file, complete.place(where))
+    assert found == (before, TEXT[len(before):])
+
+
+@pytest.mark.parametrize(("where", "said"), [("6", "has 5 lines, and no line 6"), ("2:20", "up to 19")])
+def test_a_place_outside_the_file_is_told(where: str, said: str, complete: ModuleType, file: Path) -> None:
+    """The user reads a completion of another place than he named."""
+    with pytest.raises(PipelineError, match=said):
+        complete.split_at(file, complete.place(where))
+
+
+@pytest.mark.parametrize("where", ["0", "2:0", "-1", "a", "1:2:3", "", "1:"])
+def test_a_place_that_is_none_is_refused(where: str, complete: ModuleType, file: Path) -> None:
+    """A typing mistake becomes a place."""
+    with pytest.raises(SystemExit) as stop:
+        complete.build_parser().parse_args([str(file), f"--model=x", "--", where])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("where", ["3", "2:14"])
+def test_both_models_write_what_they_write_alone(where: str, complete: ModuleType, file: Path,
+                                                 folders: SimpleNamespace, one_thread: None,
+                                                 capsys: pytest.CaptureFixture) -> None:
+    """What is shown is not what the model says there, or the base's text stands under the fine-tuned's name."""
+    from transformers import AutoModelForCausalLM
+
+    complete.main([str(file), where, "--model", str(folders.merged), "--base_model", str(folders.base),
+                   "--precision", "float32", "--max_new_tokens", "12"])
+    shown = capsys.readouterr().out
+    tokenizer = tiny_models.make_tokenizer()
+    before = TEXT[:len(complete.split_at(file, complete.place(where))[0])].rstrip(" ")
+    [prompt] = encode_prompts(tokenizer, [before])
+    for title, folder in (("base", folders.base), ("fine-tuned", folders.merged)):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        text = tokenizer.decode(written_alone(model, prompt, 12, eos_token_id=tokenizer.eos_token_id),
+                                skip_special_tokens=True)
+        _, _, part = shown.partition(f"--- {title}: {folder}\n")
+        told, _, part = part.partition("\n")
+        assert f"behind {len(prompt)}, in " in told
+        assert "tokens a second (loaded in " in told
+        assert part.startswith(text.removeprefix(" " if where == "2:14" else "") + "\n")
+
+
+def test_an_adapter_is_shown_upon_the_base_that_it_names(complete: ModuleType, file: Path,
+                                                         folders: SimpleNamespace,
+                                                         capsys: pytest.CaptureFixture) -> None:
+    """What was just trained cannot be looked at before it is merged, or is shown without the adapter."""
+    texts = []
+    for model in (folders.adapter, folders.merged):
+        complete.main([str(file), "3", "--model", str(model), "--precision", "float32", "--max_new_tokens", "8"])
+        texts.append(capsys.readouterr().out.split("a second")[1].partition("\n")[2])
+    assert texts[0] == texts[1]
+
+
+def test_mistakes_are_one_line(run_script: Callable, error_line: Callable, file: Path, tmp_path: Path,
+                               folders: SimpleNamespace) -> None:
+    """A file or a model that is not there ends in a traceback."""
+    latin = tmp_path / "Latin.kt"
+    latin.write_bytes("// Straße\n".encode("latin-1"))
+    for arguments, said in (((tmp_path / "No.kt", "1"), "No.kt"), ((latin, "1"), "is not UTF-8 (byte 7)")):
+        done = run_script("demo/complete.py", *arguments, "--model", folders.merged)
+        assert done.returncode == 1
+        assert said in error_line(done.stderr)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(120, True), (80, False)])
+def test_two_texts_stand_beside_each_other_where_there_is_room(width: int, columns: bool,
+                                                               complete: ModuleType) -> None:
+    """Long lines run from one text into the other, or half of a text is lost."""
+    left = complete.Written("base: a", "x" * 100 + "\nshort", "told")
+    right = complete.Written("fine-tuned: b", "one\ntwo\nthree\nfour\nfive", "told")
+    shown = complete.beside(left, right, width)
+    assert (" | " in shown) == columns
+    assert max(map(len, shown.split("\n"))) <= max(width, 100)
+    assert shown.count("x") == 100
+    assert all(word in shown for word in ("short", "one", "five"))
