@@ -7,9 +7,10 @@ Reads   FILE LINE[:COLUMN]  a source file and a place in it, counted from 1 as e
 Writes  nothing; the completions are printed
 
 The model sees the last whole lines of the file before the place that have --context_tokens at most, as
-benchmarking.py asks it, and decodes greedily.  Blanks right before the place are left to the model, because
-tokenizers join them to the word that follows.  The time is that of reading the prompt and writing; loading
-the model is told apart.
+benchmarking.py asks it, and decodes greedily.  A model that has tokens for it (pipeline/infilling.py) also
+sees --suffix_tokens of what stands behind the place.  Blanks right before the place are left to the model,
+because tokenizers join them to the word that follows.  The time is that of reading the prompt and writing;
+loading the model is told apart.
 
 Run:    python demo/complete.py --model models/merged src/Main.kt 12
 Quick:  python demo/complete.py --model models/merged src/Main.kt 12:9 --max_new_tokens 16
@@ -19,13 +20,12 @@ import itertools
 import shutil
 import sys
 import textwrap
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.errors import PipelineError
-from pipeline.stage import positive_int, run_stage
+from pipeline.stage import non_negative_int, positive_int, run_stage
 
 SIDE_BY_SIDE = 100  # columns of a terminal from which on two texts stand beside each other
 SHOWN_BEFORE = 3  # lines of the file before the place that are shown
@@ -57,6 +57,8 @@ def split_at(file: Path, where: Place) -> tuple[str, str]:
 
     PipelineError where there is no such file or place.
     """
+    if not file.is_file():
+        raise PipelineError(f"{file}: no such file; check the path")
     try:
         text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -70,57 +72,6 @@ def split_at(file: Path, where: Place) -> tuple[str, str]:
                             f"{len(line) + 1}, which is behind the last")
     offset = sum(len(other) + 1 for other in lines[:where.line - 1]) + max(0, where.column - 1)
     return text[:offset], text[offset:]
-
-
-def find_sources(args: argparse.Namespace) -> list[Any]:
-    """Return what --base_model, where it is given or needed, and --model are."""
-    from pipeline.evaluation import candidates
-    from pipeline.mergeable import read_adapter_json
-
-    model = candidates.identify_model(args.model, None)
-    base = args.base_model
-    if model.adapter and base is None:
-        base = read_adapter_json(Path(model.adapter)).get("base_model_name_or_path")
-        if not base:
-            raise PipelineError(f"--model {args.model}: is an adapter that names no base model; give "
-                                "--base_model")
-    if base is None:
-        return [model]
-    source = candidates.identify_model(base, None)
-    if source.adapter:
-        raise PipelineError(f"--base_model {base}: is an adapter; name the model that it was trained on")
-    candidates.check_adapter_base(model, base)
-    return [source, model]
-
-
-def write(source: Any, base: Any, before: str, title: str, args: argparse.Namespace) -> Written:
-    """Load a model, decode behind `before`, and let the model go.
-
-    What blanks `before` ends in, the model writes itself; those that it does write are cut.
-    """
-    from pipeline import models
-    from pipeline.contexts import contexts_of
-    from pipeline.evaluation.candidates import load_model
-    from pipeline.evaluation.decoding import generate_batch
-    from pipeline.evaluation.tasks import Task
-    from pipeline.stage import duration
-    from pipeline.tokenizers import encode_prompts, load_tokenizer
-
-    owner = base if source.adapter else source  # an adapter has its base's tokenizer, as in the benchmark
-    tokenizer = load_tokenizer(owner.name, owner.commit)
-    started = time.perf_counter()
-    model = load_model(source, base, models.choose_precision(args.precision))
-    loaded = time.perf_counter()
-    stripped = before.rstrip(" \t")
-    [context] = contexts_of(tokenizer, [stripped], args.context_tokens)
-    [prompt] = encode_prompts(tokenizer, [context])
-    task = Task("completion", [], args.max_new_tokens, str.strip, None)
-    [found] = generate_batch(model, tokenizer, [prompt or [tokenizer.eos_token_id]], task)
-    seconds = time.perf_counter() - loaded
-    told = (f"{found['tokens']} tokens{'' if found['ended'] else ', the budget'}, behind {len(prompt)}, in "
-            f"{duration(seconds)}: {found['tokens'] / seconds:.1f} tokens a second (loaded in "
-            f"{duration(loaded - started)})")
-    return Written(f"{title}: {source.name}", found["text"].removeprefix(before[len(stripped):]), told)
 
 
 def beside(left: Written, right: Written, width: int) -> str:
@@ -147,16 +98,18 @@ def alone(written: Written) -> str:
 def complete(args: argparse.Namespace) -> None:
     """Print what each model writes at the place."""
     before, behind = split_at(args.file, args.place)
-    # What is heavy waits until the arguments are known to be good.
+    # what is heavy waits until the arguments are known to be good
+    from asking import find_sources, write
+
     from pipeline import models
 
     models.quiet_libraries()
     print(f"device: {models.device_name()}, {models.choose_precision(args.precision)}", file=sys.stderr)
-    sources = find_sources(args)
+    sources = find_sources(args.model, args.base_model)
     shown = before.split("\n")[-SHOWN_BEFORE - 1:]
     print(f"--- {args.file}, up to line {args.place.line}\n" + "\n".join(shown), end="▌\n\n")
     titles = ["model"] if len(sources) == 1 or args.base_model is None else ["base", "fine-tuned"]
-    written = [write(source, sources[0], before, title, args)
+    written = [Written(f"{title}: {source.name}", *write(source, sources[0], before, behind, args))
                for source, title in zip(sources[-len(titles):], titles, strict=True)]
     width = shutil.get_terminal_size().columns
     print(alone(written[0]) if len(written) == 1 else beside(*written, width))
@@ -177,6 +130,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--base_model", help="the model that it was made from, shown beside it (default: only --model)")
     add("--context_tokens", type=positive_int, default=512,
         help="of the file before the place that the model sees, at most (default: %(default)s)")
+    add("--suffix_tokens", type=non_negative_int, default=128,
+        help="of the file behind the place that a model with infilling tokens sees, at most; 0: none "
+             "(default: %(default)s)")
     add("--max_new_tokens", type=positive_int, default=64,
         help="tokens to write, at most (default: %(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",

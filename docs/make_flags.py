@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-SCRIPTS = ("parse_data", "preprocess_data", "train", "merge_lora", "benchmarking", "bleu")
+SCRIPTS = ("parse_data", "preprocess_data", "train", "merge_lora", "benchmarking", "bleu", "demo.complete")
 
 
 def flag_rows(parser: argparse.ArgumentParser) -> list[str]:
@@ -32,7 +32,7 @@ def flags_page() -> str:
     for script in SCRIPTS:
         parser = importlib.import_module(script).build_parser()
         rows = ["| flag | | meaning |", "|---|---|---|", *flag_rows(parser)]
-        parts += [f"## `{script}.py`\n", "\n".join(rows) + "\n"]
+        parts += [f"## `{script.replace('.', '/')}.py`\n", "\n".join(rows) + "\n"]
     return "\n".join(parts)
 
 

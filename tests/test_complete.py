@@ -1,6 +1,8 @@
 """demo/complete.py: what a model writes at a place of a file."""
-import importlib.util
-from collections.abc import Callable
+import copy
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,16 +14,18 @@ from pipeline.errors import PipelineError
 from pipeline.tokenizers import encode_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = "fun alpha(x: Int): Int {\n    val a0 = x + 3\n    return a0 * 2\n}\n"
+HEAD = "fun alpha(x: Int): Int {\n"
+TEXT = HEAD + "    val a0 = x + 3\n    return a0 * 2\n}\n"
 
 
 @pytest.fixture(scope="module")
-def complete() -> ModuleType:
+def complete() -> Iterator[ModuleType]:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("complete", ROOT / "demo" / "complete.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "demo"))
+    try:
+        yield importlib.import_module("complete")
+    finally:
+        sys.path.remove(str(ROOT / "demo"))
 
 
 @pytest.fixture
@@ -33,9 +37,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("where", "before"), [
-    ("1", ""), ("3", "fun alpha(x: Int): Int {\n    val a0 = x + 3\n"), ("3:1", TEXT[:TEXT.index("    return")]),
-    ("2:14", "fun alpha(x: Int): Int {\n    val a0 = "), ("2:19", "fun alpha(x: Int): Int {\n    val a0 = x + 3"),
-    ("5", TEXT)])
+    ("1", ""), ("3", f"{HEAD}    val a0 = x + 3\n"), ("3:1", f"{HEAD}    val a0 = x + 3\n"),
+    ("2:14", f"{HEAD}    val a0 = "), ("2:19", f"{HEAD}    val a0 = x + 3"), ("5", TEXT)])
 def test_a_place_is_what_an_editor_shows(where: str, before: str, complete: ModuleType, file: Path) -> None:
     """The model is asked a line or a character away from where the user points."""
     found = complete.split_at(file, complete.place(where))
@@ -53,7 +56,7 @@ def test_a_place_outside_the_file_is_told(where: str, said: str, complete: Modul
 def test_a_place_that_is_none_is_refused(where: str, complete: ModuleType, file: Path) -> None:
     """A typing mistake becomes a place."""
     with pytest.raises(SystemExit) as stop:
-        complete.build_parser().parse_args([str(file), f"--model=x", "--", where])
+        complete.build_parser().parse_args([str(file), "--model=x", "--", where])
     assert stop.value.code == 2
 
 
@@ -61,7 +64,7 @@ def test_a_place_that_is_none_is_refused(where: str, complete: ModuleType, file:
 def test_both_models_write_what_they_write_alone(where: str, complete: ModuleType, file: Path,
                                                  folders: SimpleNamespace, one_thread: None,
                                                  capsys: pytest.CaptureFixture) -> None:
-    """What is shown is not what the model says there, or the base's text stands under the fine-tuned's name."""
+    """What is shown is not what the model says there, or the base's text stands under the other's name."""
     from transformers import AutoModelForCausalLM
 
     complete.main([str(file), where, "--model", str(folders.merged), "--base_model", str(folders.base),
@@ -87,9 +90,41 @@ def test_an_adapter_is_shown_upon_the_base_that_it_names(complete: ModuleType, f
     """What was just trained cannot be looked at before it is merged, or is shown without the adapter."""
     texts = []
     for model in (folders.adapter, folders.merged):
-        complete.main([str(file), "3", "--model", str(model), "--precision", "float32", "--max_new_tokens", "8"])
+        complete.main([str(file), "3", "--model", str(model), "--precision", "float32", "--max_new_tokens",
+                       "8"])
         texts.append(capsys.readouterr().out.split("a second")[1].partition("\n")[2])
     assert texts[0] == texts[1]
+
+
+def test_a_model_with_infilling_tokens_sees_what_stands_behind(complete: ModuleType, file: Path,
+                                                               tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture) -> None:
+    """The suffix is not shown to a model that was trained to see it, or to one that was not."""
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_models.make_tokenizer().backend_tokenizer,
+                                        eos_token=tiny_models.END_OF_TEXT)
+    tokenizer = copy.deepcopy(tokenizer)
+    marks = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    folder = tiny_models.save_model(tmp_path / "model", "llama", seed=3)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    prefix, suffix, middle = tokenizer.convert_tokens_to_ids(marks)
+    place = TEXT.index("    return")
+    plain = [tokenizer(text)["input_ids"] for text in (TEXT[:place], TEXT[place:])]
+    asked = {0: (plain[0], f"behind {len(plain[0])}"), 5: (
+        [prefix, *plain[0], suffix, *plain[1][:5], middle], f"between {len(plain[0])} and 5 (StarCoder)")}
+    for tokens, (prompt, told) in asked.items():
+        complete.main([str(file), "3", "--model", str(folder), "--precision", "float32",
+                       "--max_new_tokens", "9", "--suffix_tokens", str(tokens)])
+        shown = capsys.readouterr().out
+        ends = [tokenizer.eos_token_id, *((prefix, suffix, middle) if tokens else ())]
+        text = tokenizer.decode(written_alone(model, prompt, 9, eos_token_id=ends), skip_special_tokens=True)
+        assert told in shown
+        assert f" a second{shown.split(' a second')[1].partition(chr(10))[0]}\n{text}\n" in shown
 
 
 def test_mistakes_are_one_line(run_script: Callable, error_line: Callable, file: Path, tmp_path: Path,

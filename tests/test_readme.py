@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("parse_data", "preprocess_data", "train", "merge_lora", "benchmarking")
-COMMANDS = {script: script for script in (*STAGES, "bleu")} | {"pipeline": "pipeline.__main__"}  # modules
+COMMANDS = {script: script for script in (*STAGES, "bleu")} | {
+    "pipeline": "pipeline.__main__", "complete": "demo.complete"}  # modules
 PLACES = {"data/README.md", "demo/", "docs/", "perf/", "tests/"}  # beside the code, in the tree
 PAGES = (ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
@@ -23,7 +24,7 @@ def documented_commands() -> list[tuple[str, str, list[str]]]:
     for file in (*PAGES, *sources):
         text = file.read_text(encoding="utf-8").replace("\\\n", " ")
         pattern = (r"^(?:Run:|Quick:)?[ $]*(?:\.venv/bin/)?(?:python3?|torchrun[^\n]*?) +"
-                   r"(?:(\w+)\.py|-m (pipeline))\b([^\n#`|]*)")
+                   r"(?:(?:demo/)?(\w+)\.py|-m (pipeline))\b([^\n#`|]*)")
         for script, package, arguments in re.findall(pattern, text, re.MULTILINE):
             if (script or package) in COMMANDS:
                 found.append((file.name, script or package, shlex.split(arguments)))
