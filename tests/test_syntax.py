@@ -12,7 +12,8 @@ from pipeline.syntax import extension_of, find_grammar, language_of, missing_gra
 @pytest.mark.parametrize(("path", "extension", "language"), [
     ("a/b.kt", ".kt", "kotlin"), ("build.gradle.kts", ".kts", "kotlin"), ("A.KT", ".kt", "kotlin"),
     ("A.java", ".java", "java"), ("x.cs", ".cs", "c_sharp"), ("a.zig", ".zig", "zig"),
-    (None, ".kt", "kotlin"), ("Makefile", "", ""), ("a.b/c", "", ""), ("a.../x.../;rm", "", ""), ("q.a;b.c-d", ".c-d", "cd")])
+    (None, ".kt", "kotlin"), ("Makefile", "", ""), ("a.b/c", "", ""), ("a.../x.../;rm", "", ""),
+    ("q.a;b.c-d", ".c-d", "cd")])
 def test_a_language_by_the_name_of_its_file(path: str | None, extension: str, language: str) -> None:
     """A file is parsed as another language, or a file's name makes something else be imported."""
     assert extension_of(path) == extension
