@@ -29,17 +29,18 @@ _told: set[tuple[int, str]] = set()  # (file system, what the user was told of i
 
 
 @contextlib.contextmanager
-def output_lock(path: Path) -> Iterator[None]:
+def output_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the output at `path` for this process alone, and sweep what killed runs left beside it.
 
-    Raises PipelineError where another process writes the same output, or this one does already.  The lock
-    file stays (removing it would let two processes lock two different files of one name); the kernel drops
-    the lock with the process.  Where the file system has no locks, the output is written without one.
+    Raises PipelineError where another process writes the same output, or this one does already; with `wait`,
+    waits for it instead.  The lock file stays (removing it would let two processes lock two different files
+    of one name); the kernel drops the lock with the process.  Where the file system has no locks, the output
+    is written without one.
     """
     check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # preserve_lock_file: nor does filelock then put up with a mere file as a lock, which a kill would leave
-    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False, preserve_lock_file=True)
+    lock = FileLock(path.parent / f".{path.name}.lock", blocking=wait, preserve_lock_file=True)
     try:
         lock.acquire()
     except Timeout:
