@@ -86,7 +86,8 @@ def merge(args: argparse.Namespace) -> None:
     print(f"wrote {args.output_dir} in {duration(time.time() - started)}")
     if on_hub:
         commit = push_folder(args.output_dir, args.hf_repository, "Merge the adapter into the base model",
-                             delete=STALE_IN_REPOSITORY, keep_branch=ADAPTER_BRANCH)
+                             delete=STALE_IN_REPOSITORY, keep_branch=ADAPTER_BRANCH,
+                             allow_secrets=args.allow_secrets)
         print(f"published {args.hf_repository} (commit {commit}); the adapter is in its branch "
               f"{ADAPTER_BRANCH}")
 
@@ -128,6 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hf_repository", required=True,
                         help="the adapter: a folder that train.py wrote, or a hub repository, to which the "
                              "merged model is published")
+    parser.add_argument("--allow_secrets", action="store_true",
+                        help="publish although a text holds private keys or tokens (default: refuse)")
     parser.add_argument("--base_model",
                         help="base model to merge into (default: the one that the adapter names)")
     parser.add_argument("--base", choices=("checkpoint", "nf4"), default="checkpoint",

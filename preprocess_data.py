@@ -141,6 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hf_repository", help="publish the data set to this hub repository (default: stay local)")
     add("--public", action="store_true",
         help="a --hf_repository that is missing is made public (default: private)")
+    add("--allow_secrets", action="store_true",
+        help="publish although a text holds private keys or tokens (default: refuse)")
     add("--publish_raw", action="store_true", help="publish the raw file too (default: the data set alone)")
     add("--model_name_or_path", default="microsoft/phi-1_5",
         help="model whose tokenizer counts (default: %(default)s)")

@@ -118,7 +118,7 @@ def publish(args: argparse.Namespace) -> None:
 
     if args.hf_repository:
         commit = push_folder(args.output_dir, args.hf_repository, "Add the LoRA adapter", delete=MERGED_MODEL,
-                             public=args.public)
+                             public=args.public, allow_secrets=args.allow_secrets)
         print(f"published {args.hf_repository} (commit {commit})")
 
 
@@ -146,6 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="publish the adapter to this hub repository (default: stay local)")
     files.add_argument("--public", action="store_true",
                        help="a --hf_repository that is missing is made public (default: private)")
+    files.add_argument("--allow_secrets", action="store_true",
+                       help="publish although a text holds private keys or tokens (default: refuse)")
     files.add_argument("--resume", action="store_true",
                        help="go on from the newest whole checkpoint of an interrupted run")
     files.add_argument("--dry_run", action="store_true",

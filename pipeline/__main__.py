@@ -37,7 +37,7 @@ def push(args: argparse.Namespace) -> None:
     check_hub_write(args.repository, args.repo_type)
     check_manifest(args.folder)
     commit = push_folder(args.folder, args.repository, args.message, args.repo_type, pattern,
-                         args.keep_branch, args.public)
+                         args.keep_branch, args.public, args.allow_secrets)
     print(f"published {args.repo_type} {args.repository} (commit {commit})")
 
 
@@ -62,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     pushed.add_argument("--keep_branch", help="branch that keeps what is deleted (default: none)")
     pushed.add_argument("--public", action="store_true",
                         help="a repository that is missing is made public (default: private)")
+    pushed.add_argument("--allow_secrets", action="store_true",
+                        help="publish although a text holds private keys or tokens (default: refuse)")
     pushed.set_defaults(command=push)
     return parser
 

@@ -14,6 +14,7 @@ from pipeline.errors import DISK_ERRORS, PipelineError, causes, first_line
 from pipeline.files import MANIFEST
 from pipeline.hub_commits import commit_files, http_answer, lost_connection, with_hub_retries
 from pipeline.manifests import read_manifest
+from pipeline.secrets_scan import refuse_secrets
 
 
 @contextlib.contextmanager
@@ -124,11 +125,12 @@ def _write_refusal(account: dict[str, Any], owner: str, repo_id: str) -> str | N
 
 def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "model",
                 delete: re.Pattern | None = None, keep_branch: str | None = None,
-                public: bool = False) -> str:
+                public: bool = False, allow_secrets: bool = False) -> str:
     """Publish every file of `folder` to `repo_id`, which is made where it is missing, in one commit, and
     return the commit's identifier; for `delete` and `keep_branch` see `commit_files`.
 
     What is made is private, or with `public` to be seen by everybody; what exists keeps its visibility.
+    PipelineError where a text of the folder holds secrets, unless `allow_secrets`.
 
     On failure the folder is untouched, the repository is as it was, and a printed command repeats only the
     push.
@@ -137,6 +139,7 @@ def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "mode
         with hub_errors(f"publishing failed: {repo_type}", repo_id, "; check the network"):
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))
                      if path.is_file()}
+            refuse_secrets(files, allow_secrets)
             made = not with_hub_retries(lambda: HfApi().repo_exists(repo_id, repo_type=repo_type), repo_id)
             if made:
                 with_hub_retries(lambda: HfApi().create_repo(repo_id, repo_type=repo_type, private=not public,
@@ -148,7 +151,7 @@ def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "mode
                    "keep_branch": keep_branch}
         command = ["python", "-m", "pipeline", "push", str(folder.absolute()), repo_id,
                    *(f"--{name}={value}" for name, value in options.items() if value),
-                   *(["--public"] if public else [])]
+                   *(["--public"] if public else []), *(["--allow_secrets"] if allow_secrets else [])]
         print(f"{folder} is complete on disk, and not published. To publish it alone, in the project's "
               f"folder:\n  {shlex.join(command)}", file=sys.stderr)
         raise

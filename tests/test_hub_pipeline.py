@@ -615,6 +615,22 @@ class WatchfulGitHandler(GitHandler):
     do_GET = do_POST = answer
 
 
+def test_what_holds_a_secret_is_not_published(api_here: Hub, folder: Path, tmp_path: Path,
+                                              capsys: pytest.CaptureFixture) -> None:
+    """A private key of the code base is on the hub; or nobody can publish a false alarm."""
+    (folder / "sub" / "report.md").write_text("ghp_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7aB3dE6gH9")
+    with pytest.raises(PipelineError, match=r"1 secrets in what would be published: sub/report.md \(GitHub"):
+        push_folder(folder, "tester/model", "Add")
+    assert not api_here.repositories
+    command = capsys.readouterr().err
+    assert "--allow_secrets" not in command  # nobody publishes it by a command that he only pastes
+    [line] = [line for line in command.splitlines() if line.startswith("  python ")]
+    allowed = run_python(ROOT, *shlex.split(line)[1:], "--allow_secrets",
+                         environment=api_here.environment(tmp_path / "cache"))
+    assert "published all the same (--allow_secrets): 1 secrets" in allowed.stderr
+    assert "sub/report.md" in contents(api_here)
+
+
 def test_no_secret_leaks(hub: Hub, base_model: Path, raw_file: Path, tmp_path: Path) -> None:
     """A token or a password is published, stands in a file, or in the log that a user pastes into a forum."""
     handler = type("Handler", (WatchfulGitHandler,), {"root": raw_file.parent, "commands": set()})

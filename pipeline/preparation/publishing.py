@@ -32,7 +32,7 @@ def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) 
         (folder / "README.md").write_text(data_set_card(args, manifest, counts, leakage), encoding="utf-8")
         write_json(folder / "manifest.json", sealed_manifest({**manifest, "outputs": hash_files(folder)}))
     commit = push_folder(staged, args.hf_repository, "Add the data set", repo_type="dataset",
-                         public=args.public)
+                         public=args.public, allow_secrets=args.allow_secrets)
     shutil.rmtree(staged)
     print(f"published data set {args.hf_repository} (commit {commit})")
 
