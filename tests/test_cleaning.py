@@ -3,9 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.preparation.cleaning import drop_reason, is_trivial, strip_copyright
+from pipeline.preparation import cleaning
+from pipeline.preparation.cleaning import clean, is_trivial, notice_spans
+from pipeline.preparation.comments import UNKNOWN, style_of
 
 CODE = "package a\n\nfun main() {}\n"
+
+
+def strip_copyright(source: str, path: str | None = None) -> str:
+    return cleaning.strip_copyright(source, style_of(path))
 
 
 @pytest.mark.parametrize("comment", [
@@ -50,8 +56,9 @@ def test_copyright_comments_go(comment: str, before: str, between: str) -> None:
     "/* Parses numbers. */\n" + CODE,
     "/** Says hello. */\n" + CODE,
     "// The entry point\n" + CODE,
-    "/* What it does. */\n/* Copyright 2020 A */\n" + CODE,
-    "package a\n/* Copyright 2020 A */\nval x = 1\n",
+    "package a\n\n/* Returns the copyright of a file. */\nval x = 1\n",
+    "package a\n\n// Licence files, and who reads the license file\nval x = 1\n",
+    "package a\n\nval x = 1\n/* Copyright 2020 A */\n",
     CODE + "// Copyright 2020 A\n",
     "/* Copyright */ package a\n",
     "/* Copyright 2020\n */ package a\n",
@@ -79,20 +86,55 @@ def test_everything_else_stays(source: str) -> None:
     ("/* Copyright 2020 A */\nval s = \"*/\"\n", "val s = \"*/\"\n"),
     ("/* Copyright 2020 A */", ""),
     ("\ufeff" + CODE, CODE),
+    ("package a\n/* Copyright 2020 A */\nval x = 1\n", "package a\nval x = 1\n"),
+    ("package a\n\n/*\n * Copyright (c) A 2020\n */\n\n    val x = 1\n", "package a\n\n    val x = 1\n"),
+    ("package a\n\nimport b.c\nimport d.*\n\n// Copyright 2020 A\n\n/** Says */\nval x = 1\n",
+     "package a\n\nimport b.c\nimport d.*\n\n/** Says */\nval x = 1\n"),
+    ("/* What it does. */\n/* Copyright 2020 A */\n" + CODE, "/* What it does. */\n" + CODE),
+    ("@file:JvmName(\"A\")\n\n/* Copyright 2020 A */\n" + CODE, "@file:JvmName(\"A\")\n\n" + CODE),
+    ("@file:Suppress(\n    \"a\",\n    \"b\")\n/* Copyright 2020 A */\n" + CODE,
+     "@file:Suppress(\n    \"a\",\n    \"b\")\n" + CODE),
 ])
 def test_what_surrounds_a_copyright_comment_stays(source: str, expected: str) -> None:
     """A shebang, the documentation or a later comment goes with the licence header."""
     assert strip_copyright(source) == expected
 
 
+@pytest.mark.parametrize(("path", "above", "comment", "below"), [
+    ("a.py", "#!/usr/bin/env python\n# -*- coding: utf-8 -*-\n", "# Copyright 2020 A\n", "import a\n"),
+    ("a.py", "import a\nfrom b import (\n    c,\n)\n\n", "# Copyright 2020 A\n", "d = 1\n"),
+    ("a.hs", "{-# LANGUAGE CPP #-}\n{-# LANGUAGE GADTs #-}\n", "-- |\n-- Copyright : (c) A 2020\n",
+     "module A where\n"),
+    ("a.c", "#pragma once\n", "// Copyright 2020 A\n", "int a;\n"),
+    ("a.h", "#ifndef A_H\n#define A_H \\\n  1\n\n", "/* Copyright 2020 A */\n", "int a;\n"),
+    ("a.go", "//go:build linux\n\n", "// Copyright 2020 A\n", "package a\n"),
+    ("a.go", "package a\n\nimport (\n\t\"b\"\n)\n\n", "// Copyright 2020 A\n", "func c() {}\n"),
+    ("a.rb", "# frozen_string_literal: true\n\n", "# Copyright 2020 A\n", "a = 1\n"),
+    ("a.php", "<?php\n", "/* Copyright 2020 A */\n", "$a = 1;\n"),
+    ("a.xml", '<?xml version="1.0"?>\n', "<!-- Copyright 2020 A -->\n", "<a/>\n"),
+    ("a.pas", "unit A;\n\n{$mode objfpc}\n", "{ Copyright 2020 A }\n", "interface\n"),
+    ("a.el", ";;; a.el --- A  -*- lexical-binding: t -*-\n\n", ";; Copyright (C) 2020 A\n", "(a)\n"),
+    ("a.erl", "-module(a).\n", "%% Copyright 2020 A\n", "f() -> 1.\n"),
+    ("a.js", "'use strict';\nconst a = require('a');\n\n", "// Copyright 2020 A\n", "a();\n"),
+    ("a.ml", '# 2 "a.ml"\n', "(* Copyright 2020 A *)\n", "let a = 1\n"),
+    ("a.rkt", "#lang racket\n", ";; Copyright 2020 A\n", "(a)\n"),
+])
+def test_a_notice_below_what_may_stand_above_it(path: str, above: str, comment: str, below: str) -> None:
+    """Every file of a language whose files begin with a pragma keeps its licence header."""
+    assert strip_copyright(above + comment + "\n" + below, path) == above + below
+    assert strip_copyright(above + below, path) == above + below
+
+
 @given(st.text(alphabet="/*# \ncopyright©x!\ufeff", max_size=60))
-def test_only_the_top_is_ever_removed(source: str) -> None:
+def test_only_comments_above_the_code_are_ever_removed(source: str) -> None:
     """Cleaning changes the code below the header."""
     cleaned = strip_copyright(source)
     text = source.removeprefix("\ufeff")
-    shebang = text[:text.index("\n") + 1] if text.startswith("#!") and "\n" in text else ""
-    assert cleaned.startswith(shebang)
-    assert text.endswith(cleaned.removeprefix(shebang))
+    places = [0, *(place for span in notice_spans(text, UNKNOWN) for place in span), len(text)]
+    kept = "".join(text[begin:end] for begin, end in zip(places[::2], places[1::2], strict=True))
+    assert cleaned.split() == kept.split()
+    for begin, end in zip(places[1:-1:2], places[2:-1:2], strict=True):
+        assert text[begin:end].startswith(("/*", "//", "#"))
 
 
 @pytest.mark.parametrize(("text", "generated", "short", "reason"), [
@@ -106,11 +148,13 @@ def test_only_the_top_is_ever_removed(source: str) -> None:
     ("// @generated by x\n" + CODE, False, False, "generated by a machine"),
     ("// @generated by x\n" + CODE, True, False, None),
     ("// @generatedBy x\n" + CODE, False, False, None),
+    ("/* Copyright 2020 A. Code generated by x. */\n" + CODE, False, False, "generated by a machine"),
     (CODE + "\n" * 30 + "// do not edit\n", False, False, None),
 ])
 def test_drop_reason(text: str, generated: bool, short: bool, reason: str | None) -> None:
     """A good file is dropped, or a useless one is kept."""
-    assert drop_reason(text, keep_generated=generated, keep_short=short) == reason
+    options = {"keep_copyright": False, "keep_generated": generated, "keep_short": short}
+    assert clean(text, "A.kt", options)[1] == reason
 
 
 @pytest.mark.parametrize(("text", "trivial"), [

@@ -13,7 +13,8 @@ def a_file(line: int, words: list[int], text: str) -> CleanFile:
     assert len(words) == len(text)
     half = len(words) // 2
     windows = np.array([[0, half, len(words), 0, half, len(words)]])
-    return CleanFile(line, None, b"%d" % line, text, windows, windows, np.array(words, dtype=np.uint16))
+    return CleanFile(line, None, digest=b"%d" % line, text=text, train_windows=windows, eval_windows=windows,
+                     token_ids=np.array(words, dtype=np.uint16))
 
 
 def leakage_of(files: list[CleanFile], splits: list[str | None], keep_trivial: bool = True) -> dict:

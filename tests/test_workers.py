@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preparation_runs import FRACTIONS, TEXTS, Prepared, write_raw
 
+from pipeline.preparation.provenance import Origin
 from pipeline.preparation.splits import SPLITS
-from pipeline.preparation.workers import clean_files, start_worker
+from pipeline.preparation.workers import BATCH_BYTES, clean_files, start_worker
 from pipeline.tokenizers import tokenizer_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ def test_any_text_goes_through_the_workers(tokenizer_folder: Path, tmp_path_fact
                "chunk_tokens": 10, "stride_tokens": 3}
     start_worker(tokenizer_json(str(tokenizer_folder)), options)
     lines = [json.dumps({"file_text": text, "extra": 1}).encode() for text in texts]
-    files = clean_files(path, 1, lines)
+    files = clean_files(path, 1, lines, [Origin()] * len(lines))
     assert [file.source_line for file in files] == list(range(1, len(texts) + 1))
     for file, text in zip(files, texts, strict=True):
         assert file.reason or file.text == text
@@ -66,7 +67,8 @@ def test_the_data_does_not_depend_on_the_number_of_processes(tmp_path: Path, tok
                                                              kotlin_file: Callable[[int], str],
                                                              run_script: Callable) -> None:
     """Results differ between machines."""
-    write_raw(tmp_path / "raw.jsonl", [kotlin_file(number) for number in range(80)])  # two batches
+    write_raw(tmp_path / "raw.jsonl", [kotlin_file(number, 60) for number in range(160)])
+    assert (tmp_path / "raw.jsonl").stat().st_size > 1.2 * BATCH_BYTES  # two batches
     found = []
     for number in (1, 2):
         result = run_script("preprocess_data.py", "--input_file", "raw.jsonl",

@@ -5,6 +5,7 @@ import numpy as np
 
 from pipeline.large_values import LARGE_VALUE
 from pipeline.preparation.cleaning import is_trivial
+from pipeline.preparation.provenance import Origin
 
 # The last share of a chunk, in which the kind of place decides where it ends: a line has about 10 tokens.
 NEAR_END = 0.2
@@ -14,6 +15,7 @@ class CleanFile(NamedTuple):
     """One file after cleaning, ready to be written once its cluster and split are known."""
     source_line: int  # its line in the raw file, from 1
     reason: str | None  # why it is dropped; None: it is kept, and the fields below are set
+    origin: Origin = Origin()
     digest: bytes = b""  # SHA-256 of the cleaned text
     text: str = ""
     # (examples, 6): prompt start, cut, completion end; in characters, then in tokens

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,13 +22,14 @@ from tqdm import tqdm
 from pipeline.errors import PipelineError
 from pipeline.files import parse_json_line
 from pipeline.large_values import has_large_value
-from pipeline.preparation.cleaning import drop_reason, strip_copyright
+from pipeline.preparation.cleaning import clean
 from pipeline.preparation.cutting import CleanFile, cut_windows, find_cuts
 from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch, minhash_signature
 from pipeline.preparation.encoding import byte_lengths, encode
 from pipeline.preparation.leakage import measure_leakage
+from pipeline.preparation.provenance import Origin, origins
 
-FILES_PER_TASK = 64  # files that one process works on at a time
+BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one
 # What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
 _worker: dict[str, Any] = {}
 
@@ -54,40 +55,49 @@ def end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def clean_files(path: Path, first_line: int, lines: list[bytes]) -> list[CleanFile]:
-    """Clean, tokenize, cut and hash the files on `lines` of the raw file; the first is line `first_line`."""
+def clean_files(path: Path, first_line: int, lines: list[bytes], places: list[Origin]) -> list[CleanFile]:
+    """Clean, tokenize, cut and hash the files on `lines` of the raw file; the first is line `first_line`.
+
+    `places`: where each came from.
+    """
     results: list[CleanFile] = []
-    kept: list[tuple[int, str]] = []
-    for number, line in enumerate(lines, start=first_line):
+    kept: list[tuple[int, Origin, str]] = []
+    for number, (line, origin) in enumerate(zip(lines, places, strict=True), start=first_line):
         source = parse_json_line(path, number, line, {"file_text": str})["file_text"]
-        text = source if _worker["keep_copyright"] else strip_copyright(source)
-        reason = drop_reason(text, _worker["keep_generated"], _worker["keep_short"])
+        text, reason = clean(source, origin.path, _worker)
         if reason:
-            results.append(CleanFile(number, reason))
+            results.append(CleanFile(number, reason, origin))
         else:
-            kept.append((number, text))
-    encoded = encode(_worker["tokenizer"], _worker["byte_lengths"], [text for _, text in kept])
-    for (number, text), (ids, offsets) in zip(kept, encoded, strict=True):
-        results.append(cut_file(number, text, ids, offsets))
+            kept.append((number, origin, text))
+    encoded = encode(_worker["tokenizer"], _worker["byte_lengths"], [text for _, _, text in kept])
+    for (number, origin, text), (ids, offsets) in zip(kept, encoded, strict=True):
+        results.append(cut_file(number, origin, text, ids, offsets))
     return sorted(results, key=lambda file: file.source_line)
 
 
-PackedFile = tuple[str | None, bytes, np.ndarray | None, bytes]  # reason, digest, signature, pickled file
+class Found(NamedTuple):
+    """What the parent keeps of a file until its split is known; the rest goes through its spool, packed."""
+    source_line: int
+    reason: str | None  # why the file is dropped; None: it is kept, and the fields below are set
+    origin: Origin
+    digest: bytes
+    signature: np.ndarray | None
+    packed: bytes
 
 
-def packed_files(path: Path, first_line: int, lines: list[bytes]) -> list[PackedFile]:
+def packed_files(path: Path, first_line: int, lines: list[bytes], places: list[Origin]) -> list[Found]:
     """Return `clean_files` packed: the parent only copies the pickled files to its spool."""
     def packed(file: CleanFile) -> bytes:
         return b"" if file.reason else pickle.dumps(file._replace(signature=None), protocol=5)
 
-    return [(file.reason, file.digest, file.signature, packed(file))
-            for file in clean_files(path, first_line, lines)]
+    return [Found(file.source_line, file.reason, file.origin, file.digest, file.signature, packed(file))
+            for file in clean_files(path, first_line, lines, places)]
 
 
-def cut_file(number: int, text: str, ids: np.ndarray, offsets: np.ndarray) -> CleanFile:
+def cut_file(number: int, origin: Origin, text: str, ids: np.ndarray, offsets: np.ndarray) -> CleanFile:
     """Return the file's windows, digest and signature; `offsets`: (tokens, 2), where `ids` stand in it."""
     if not len(ids):
-        return CleanFile(number, "too short for an example")
+        return CleanFile(number, "too short for an example", origin)
     position, ranks = find_cuts(text, offsets)
 
     def windows(stride: int) -> np.ndarray:
@@ -96,9 +106,9 @@ def cut_file(number: int, text: str, ids: np.ndarray, offsets: np.ndarray) -> Cl
 
     eval_windows = windows(0)
     if not len(eval_windows):
-        return CleanFile(number, "too short for an example")
+        return CleanFile(number, "too short for an example", origin)
     token_ids = ids.astype(np.uint16 if _worker["tokenizer"].get_vocab_size() <= 1 << 16 else np.uint32)
-    return CleanFile(number, None, hashlib.sha256(text.encode()).digest(), text,
+    return CleanFile(number, None, origin, hashlib.sha256(text.encode()).digest(), text,
                      windows(_worker["stride_tokens"]), eval_windows, token_ids,
                      minhash_signature(token_ids, _worker["empty_sketch"]), has_large_value(text))
 
@@ -115,17 +125,23 @@ def map_in_order(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[
         yield running.popleft().result()
 
 
-def batches_of_lines(path: Path, limit: int,
-                     advance: Callable[[int], Any]) -> Iterator[tuple[Path, int, list[bytes]]]:
-    """Yield (path, number of the first line, lines) of the raw file; `advance` is told the bytes read."""
+def batches_of_lines(path: Path, limit: int, advance: Callable[[int], Any],
+                     places: Iterator[Origin]) -> Iterator[tuple[Path, int, list[bytes], list[Origin]]]:
+    """Yield (path, number of the first line, lines, their origins) of the raw file, BATCH_BYTES of lines or
+    one larger line at a time; `advance` is told the bytes read."""
+    batch: list[bytes] = []
+    first, size = 1, 0
     with open(path, "rb") as file:
-        lines = itertools.islice(file, limit or None)
-        for first in itertools.count(1, FILES_PER_TASK):
-            batch = list(itertools.islice(lines, FILES_PER_TASK))
-            if not batch:
-                return
-            advance(sum(map(len, batch)))
-            yield path, first, batch
+        for line in itertools.islice(file, limit or None):
+            if batch and size + len(line) > BATCH_BYTES:
+                advance(size)
+                yield path, first, batch, list(itertools.islice(places, len(batch)))
+                first, batch, size = first + len(batch), [], 0
+            batch.append(line)
+            size += len(line)
+    if batch:
+        advance(size)
+        yield path, first, batch, list(itertools.islice(places, len(batch)))
 
 
 @contextlib.contextmanager
@@ -154,18 +170,19 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
     """Clean every file, put those that can serve into `spool`, and return their digests and signatures."""
     digests: list[bytes] = []
     signatures = bytearray()  # one block that grows: a list of arrays would be there twice when joined
-    with tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning",
-              disable=None) as bar:
-        tasks = batches_of_lines(args.input_file, args.limit, bar.update)
+    with (origins(args.input_file) as places,
+          tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning",
+               disable=None) as bar):
+        tasks = batches_of_lines(args.input_file, args.limit, bar.update, places)
         for files in map_in_order(pool, packed_files, tasks, window=3 * args.num_proc):
-            for reason, digest, signature, packed in files:
+            for file in files:
                 counts["files read"] += 1
-                if reason:
-                    counts[f"dropped, {reason}"] += 1
+                if file.reason:
+                    counts[f"dropped, {file.reason}"] += 1
                     continue
-                digests.append(digest)
-                signatures += signature.tobytes()
-                spool.write(packed)
+                digests.append(file.digest)
+                signatures += file.signature.tobytes()
+                spool.write(file.packed)
     spool.flush()
     return digests, np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
 

@@ -11,17 +11,16 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from pipeline.errors import PipelineError
-from pipeline.files import parse_json_line
 from pipeline.preparation.cutting import CleanFile, windows_of
+from pipeline.preparation.provenance import Origin
 from pipeline.preparation.splits import SPLITS
 from pipeline.preparation.statistics import Statistics
 
 ROWS_PER_WRITE, CHARACTERS_PER_WRITE = 2000, 4 << 20  # examples, or that much text of whole files, at a time
-PROVENANCE = ("repository", "path", "license_file")  # what is taken over from the file beside the raw file
 EXAMPLE = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
                              "source_line": datasets.Value("int64"), "start": datasets.Value("int64")})
 FILE = datasets.Features({"text": datasets.Value("string"), "source_line": datasets.Value("int64"),
-                          **{name: datasets.Value("string") for name in PROVENANCE}})
+                          **{name: datasets.Value("string") for name in Origin._fields}})
 
 
 class SplitWriter:
@@ -54,43 +53,21 @@ class SplitWriter:
         return datasets.Dataset.from_file(str(self.path))
 
 
-class Provenance:
-    """Where the lines of a raw file came from, read forward from the file beside it, if it is there."""
-
-    def __init__(self, raw: Path):
-        self.path, self.number = raw.with_name(f"{raw.stem}.provenance.jsonl"), 0
-        # closed by the stack of `write_data_set`
-        self.file = open(self.path, "rb") if self.path.is_file() else contextlib.nullcontext()  # noqa: SIM115
-
-    def of(self, source_line: int) -> dict[str, str | None]:
-        """Return PROVENANCE of a line of the raw file, from 1, ascending from call to call; without the file
-        beside it all are None."""
-        if isinstance(self.file, contextlib.nullcontext):
-            return dict.fromkeys(PROVENANCE)
-        line = b""
-        while self.number < source_line:
-            line, self.number = self.file.readline(), self.number + 1
-        row = parse_json_line(self.path, self.number, line, {"path": str})
-        return {name: row.get(name) for name in PROVENANCE}
-
-
 def write_data_set(files: Iterable[CleanFile], splits: list[str | None], args: argparse.Namespace,
                    folder: Path, counts: Counter, statistics: Statistics) -> tuple[Any, Any]:
     """Write the examples, and the texts, of every file that has a split.
 
     Returns the DatasetDict of the examples and that of the whole files; both lie in `folder`.
     """
-    provenance = Provenance(args.input_file)
     examples = {split: SplitWriter(folder / f"examples.{split}.arrow", EXAMPLE) for split in SPLITS}
     texts = {split: SplitWriter(folder / f"files.{split}.arrow", FILE) for split in SPLITS}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(provenance.file)
         for writer in (*examples.values(), *texts.values()):
             stack.enter_context(writer.writer)
         for file, split in zip(files, splits, strict=True):
             if split is None:
                 continue
-            source = {name: [value] for name, value in provenance.of(file.source_line).items()}
+            source = {name: [value] for name, value in file.origin._asdict().items()}
             texts[split].add({"text": [file.text], "source_line": [file.source_line], **source},
                              len(file.text))
             windows = chosen_windows(file, split, args, counts)
