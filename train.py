@@ -71,6 +71,7 @@ def train(args: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     precision, device = models.choose_precision(args.precision), models.device_name()
+    args.examples_per_step = planning.choose_examples_per_step(args, len(data.train))
     steps_an_epoch = math.ceil(len(data.train) / args.examples_per_step)
     steps = args.max_steps or math.ceil(steps_an_epoch * args.num_train_epochs)
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
@@ -189,8 +190,9 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--lr_scheduler_type", choices=("cosine", "linear", "constant_with_warmup"),
                        default="cosine",
                        help=f"after a warm-up over {WARMUP_RATIO:.0%}% of the steps (default: %(default)s)")
-    learn.add_argument("--examples_per_step", type=positive_int, default=16,
-                       help="examples in one optimizer step, over all processes (default: %(default)s)")
+    learn.add_argument("--examples_per_step", type=non_negative_int, default=0,
+                       help="examples in one optimizer step, over all processes; 0: 4 to 16, so that a short "
+                            "run has 300 steps (default: %(default)s)")
     learn.add_argument("--num_train_epochs", type=positive_number, default=1.0, help="(default: %(default)s)")
     learn.add_argument("--max_steps", type=non_negative_int, default=0,
                        help="optimizer steps, in place of --num_train_epochs; 0: by epochs (default: "

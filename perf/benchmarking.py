@@ -98,7 +98,7 @@ def by_generate(model: Any, tokenizer: Any, rows: list[list[int]], batches: list
         longest = max(len(rows[i]) for i in batch)
         ids = torch.tensor([[tokenizer.eos_token_id] * (longest - len(rows[i])) + rows[i] for i in batch])
         mask = torch.tensor([[0] * (longest - len(rows[i])) + [1] * len(rows[i]) for i in batch])
-        written = [Continuation(tokenizer, task, ends) for _ in batch]
+        written = [Continuation(tokenizer, task, ends, rows[i]) for i in batch]
         criteria = StoppingCriteriaList([EndOfPrediction(written)] if stop else [])
         found = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=task.max_new_tokens,
                                pad_token_id=tokenizer.eos_token_id, stopping_criteria=criteria)

@@ -18,6 +18,8 @@ from pipeline.hub import hub_errors, hub_files
 HOSTILE_TEMPLATE = re.compile(r"__(class|base|bases|mro|subclasses|globals|init|builtins|import|code|"
                               r"getattribute)__|\\x5f|\|\s*attr\b")
 
+DECODING_CONTEXT = 8  # tokens before others that are decoded with them
+
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """Return the tokenizer of a local folder or hub model; PipelineError in one line where there is none."""
@@ -67,6 +69,40 @@ def encode_prompts(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
     encoded = tokenizer(prompts, return_attention_mask=False, split_special_tokens=True)["input_ids"]
     eos = tokenizer.eos_token_id
     return [ids[:-1] if ids and ids[-1] == eos and len(ids) > 1 else ids for ids in encoded]
+
+
+def encode_pairs(tokenizer: Any, prompts: list[str],
+                 completions: list[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the token ids of prompts and of completions, which together are those of the running text.
+
+    The text is tokenized once and cut where the ids of the prompt alone (`encode_prompts`), which are what a
+    model is asked with, stop being its own: a token that reaches over the cut, with what stands before it
+    that the prompt alone has otherwise, is the completion's.  Tokenized apart, a completion begins as a text
+    does, with tokens that stand in no running text (the mark of a first word of sentencepiece and WordPiece).
+    """
+    behind = encode_prompts(tokenizer, [p + c for p, c in zip(prompts, completions, strict=True)])
+    cuts = [shared_start(alone, ids)
+            for alone, ids in zip(encode_prompts(tokenizer, prompts), behind, strict=True)]
+    return ([ids[:cut] for ids, cut in zip(behind, cuts, strict=True)],
+            [ids[cut:] for ids, cut in zip(behind, cuts, strict=True)])
+
+
+def shared_start(one: list[int], other: list[int]) -> int:
+    """Return how many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+                min(len(one), len(other)))
+
+
+def decode_behind(tokenizer: Any, before: list[int], ids: list[int]) -> str:
+    """Return the text of `ids` as it stands behind the tokens `before`, special tokens left out.
+
+    Decoded alone, the first word loses the space before it where the tokenizer takes it for a text's
+    beginning (sentencepiece, WordPiece).
+    """
+    before = before[-DECODING_CONTEXT:]
+    known, text = (tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                   for tokens in (before, [*before, *ids]))
+    return text[len(known):]
 
 
 def check_local_model(name: str) -> None:

@@ -59,7 +59,7 @@ def test_the_stop_rule_sees_the_whole_text_at_every_token(tokens: list[int]) -> 
     """A character of several tokens, or bytes that are none, shift the text that the stop rule sees: a method
     ends elsewhere."""
     tokenizer, seen = tiny_models.make_tokenizer(), []
-    written = Continuation(tokenizer, free_task(100, lambda text: seen.append(text)), {0})
+    written = Continuation(tokenizer, free_task(100, lambda text: seen.append(text)), {0}, [])
     for token in [*tokens, *tokenizer("é ☃ 𝄞\n    x")["input_ids"]]:
         assert not written.add(token)
     assert seen == [tokenizer.decode(written.tokens[:n + 1], skip_special_tokens=True)

@@ -17,22 +17,25 @@ def test_loss_is_on_the_completion_and_its_end_only() -> None:
     for i, (prompt, completion) in enumerate(pairs):
         row = found[i]
         start = encode_prompts(tokenizer, [prompt])[0]
-        end = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        end = [*tokenizer(prompt + completion)["input_ids"][len(start):], tokenizer.eos_token_id]
         assert row["input_ids"] == start + end
         assert row["labels"] == [-100] * len(start) + end
         assert tokenizer.decode(row["input_ids"][:-1]) == prompt + completion
 
 
-def test_prompt_and_completion_are_tokenized_apart() -> None:
-    """The model is trained on a token across the border, which it cannot see when it is used."""
-    tokenizer, text = tiny_models.make_tokenizer(), "    return"
-    whole, cuts = tokenizer(text)["input_ids"], range(1, len("    return"))
-    for cut in cuts:
-        found = encode_examples(tokenizer, [text[:cut]], [text[cut:]], 1024)[0]
-        apart = tokenizer(text[:cut])["input_ids"] + tokenizer(text[cut:])["input_ids"]
-        assert found["input_ids"][:-1] == apart
-    assert any(whole != tokenizer(text[:cut])["input_ids"] + tokenizer(text[cut:])["input_ids"]
-               for cut in range(1, len(text)))
+def test_a_token_across_the_cut_is_a_label() -> None:
+    """The model is trained on tokens that no running text has, or on a prompt that tells how its completion
+    begins."""
+    tokenizer, text = tiny_models.make_tokenizer(), "fun f() {\n    return x\n}"
+    whole, across = tokenizer(text)["input_ids"], 0
+    for cut in range(1, len(text)):
+        row = encode_examples(tokenizer, [text[:cut]], [text[cut:]], 1024)[0]
+        prompt = row["labels"].count(-100)
+        assert row["input_ids"] == [*whole, tokenizer.eos_token_id]
+        assert text.startswith(tokenizer.decode(whole[:prompt]))
+        assert len(tokenizer.decode(whole[:prompt])) <= cut
+        across += len(tokenizer.decode(whole[:prompt])) < cut
+    assert across  # such cuts were among them
 
 
 def test_text_that_looks_like_a_special_token_stays_text() -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import tiny_models
 from merging_runs import merge, refusal
 from transformers import AutoTokenizer
@@ -92,7 +93,6 @@ def test_the_proof_is_on_the_bases_tokens(adapter: Path, tmp_path: Path,
 
 def test_a_sentencepiece_model_alone_is_kept(tmp_path: Path) -> None:
     """An adapter whose tokenizer is tokenizer.model alone gets a tokenizer of three tokens."""
-    sentencepiece = pytest.importorskip("sentencepiece")
     text = tmp_path / "text"
     text.write_text("".join(prompt + completion for prompt, completion in tiny_models.examples(60, seed=9)))
     sentencepiece.SentencePieceTrainer.train(

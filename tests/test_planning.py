@@ -1,4 +1,5 @@
 """pipeline/training/planning.py: how much passes through the model at once."""
+import argparse
 import json
 from pathlib import Path
 
@@ -23,3 +24,14 @@ def test_free_memory_decides_the_batch(model_folder: Path, dataset_folder: Path,
     assert manifests["small"]["tokens_per_batch"] < 150 < manifests["large"]["tokens_per_batch"]
     for a, b in zip(curve_of(tmp_path / "small"), curve_of(tmp_path / "large"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize(("examples", "epochs", "asked", "max_steps", "expected"), [
+    (240, 1.0, 0, 0, 4), (1200, 1.0, 0, 0, 4), (1200, 2.0, 0, 0, 8), (3000, 1.0, 0, 0, 10),
+    (100_000, 1.0, 0, 0, 16), (240, 1.0, 16, 0, 16), (100_000, 1.0, 1, 0, 1), (240, 1.0, 0, 30, 16)])
+def test_a_short_run_has_small_steps(examples: int, epochs: float, asked: int, max_steps: int,
+                                     expected: int) -> None:
+    """An hour on a CPU is spent on few steps and learns less from the same tokens; or what was asked for is
+    not what is done."""
+    args = argparse.Namespace(examples_per_step=asked, num_train_epochs=epochs, max_steps=max_steps)
+    assert planning.choose_examples_per_step(args, examples) == expected

@@ -14,6 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.cache import batch_cache, drop_columns, rows_can_leave
 from pipeline.evaluation.tasks import Task
 from pipeline.models import check_tokens_known, left_padded, max_positions
+from pipeline.tokenizers import decode_behind
 
 # Columns of a batch's cache in all its rows, prompts and new tokens together: 6 GB with phi-1.5 in 16 bits.
 BATCH_TOKENS = 32_768
@@ -26,6 +27,7 @@ class Continuation:
     tokenizer: Any
     task: Task
     ends: set[int]  # tokens that end a text
+    prompt: list[int]  # the tokens before; some of its last are decoded with the first new ones
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     text: str = ""  # of the tokens before `settled`, for the stop rule
@@ -45,18 +47,15 @@ class Continuation:
 
     def _text_so_far(self) -> str:
         """Return the text of all tokens; only the last few are decoded."""
-        known, last = (self._decode(self.tokens[self.context:end]) for end in (self.settled, None))
-        text = self.text + last[len(known):]
+        before = self.tokens[self.context:self.settled] if self.settled else self.prompt
+        text = self.text + decode_behind(self.tokenizer, before, self.tokens[self.settled:])
         if not text.endswith("\ufffd"):
             self.text, self.context, self.settled = text, self.settled, len(self.tokens)
         return text
 
-    def _decode(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
-
     def result(self) -> dict[str, Any]:
         """Return {"text", "tokens", "ended"}, the text cut where the stop rule ends it."""
-        text = self._decode(self.tokens)
+        text = decode_behind(self.tokenizer, self.prompt, self.tokens)
         end = self.task.end_of_prediction(text) if self.task.end_of_prediction else None
         return {"text": text[:end], "tokens": len(self.tokens), "ended": self.ended}
 
@@ -159,7 +158,7 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
     prompts, device = fit_context(prompts, model, task), model.device
     check_tokens_known(model, tokenizer, max((max(prompt, default=0) for prompt in prompts), default=0))
     ends = end_tokens(model, tokenizer)
-    written = [Continuation(tokenizer, task, ends) for _ in prompts]
+    written = [Continuation(tokenizer, task, ends, prompt) for prompt in prompts]
     if not rows_can_leave(model):
         generate_by_library(model, prompts, written, task, tokenizer.eos_token_id)
         return [row.result() for row in written]

@@ -12,7 +12,7 @@ from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, prediction_file
 from pipeline.evaluation.tasks import Task, prompts_of
 from pipeline.models import left_padded, max_positions
-from pipeline.tokenizers import encode_prompts
+from pipeline.tokenizers import encode_pairs
 
 LOSS_BATCH_TOKENS = 4096  # a batch of the loss, padding included
 
@@ -45,17 +45,17 @@ def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: A
     """Return (nats, tokens) of each example's reference, from the file of an earlier run where it has them.
 
     `header` is that of the predictions, of which the loss depends on a part.  Prompt and completion are
-    tokenized apart, as train.py does it.
+    tokenized together, as train.py does it.
     """
     keys = ("model", "base_model", "tokenizer", "set", "examples", *task.settings, "precision", "device",
             "torch", "transformers")
-    header = {"loss": "reference", "batch_tokens": LOSS_BATCH_TOKENS} | {key: header[key] for key in keys}
+    header = {"loss": "reference", "tokens": "of the running text", "batch_tokens": LOSS_BATCH_TOKENS,
+              **{key: header[key] for key in keys}}
     file = prediction_file(folder, source, task, header).with_suffix(".losses.jsonl")
-    prompts = encode_prompts(tokenizer, prompts_of(task, tokenizer))
-    completions = tokenizer([example.completion for example in task.examples], add_special_tokens=False,
-                            split_special_tokens=True, return_attention_mask=False)["input_ids"]
+    pairs = encode_pairs(tokenizer, prompts_of(task, tokenizer),
+                         [example.completion for example in task.examples])
     rows = [(prompt or [tokenizer.eos_token_id], completion)
-            for prompt, completion in zip(prompts, completions, strict=True)]
+            for prompt, completion in zip(*pairs, strict=True)]
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: (lengths[i], i)):

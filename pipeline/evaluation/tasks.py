@@ -52,6 +52,8 @@ class Task:
     # of the file before the cut, in each model's own tokens; 0: the examples' prompts
     context_tokens: int = 0
     lines: Callable[[str], Iterable[str]] = text_lines  # of a text that is not yet normalized
+    # what models are asked with, by their tokenizers (`prompts_of`)
+    asked: list[tuple[Any, list[str]]] = field(default_factory=list)
 
 
 def first_line(text: str, normalize: Callable[[str], str],
@@ -80,7 +82,10 @@ def prompts_of(task: Task, tokenizer: Any) -> list[str]:
     tokens."""
     if not task.context_tokens:
         return [example.prompt for example in task.examples]
-    return contexts_of(tokenizer, [example.before for example in task.examples], task.context_tokens)
+    if not any(known is tokenizer for known, _ in task.asked):  # some seconds of search for 500 examples
+        befores = [example.before for example in task.examples]
+        task.asked.append((tokenizer, contexts_of(tokenizer, befores, task.context_tokens)))
+    return next(prompts for known, prompts in task.asked if known is tokenizer)
 
 
 def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, context_tokens: int = 0,

@@ -60,11 +60,11 @@ def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]],
     ends = end_tokens(model, tokenizer)
     sampling = SamplingParams(temperature=0.0, max_tokens=task.max_new_tokens, stop_token_ids=sorted(ends),
                               detokenize=False)
-    outputs = model.generate([TokensPrompt(prompt_token_ids=p) for p in fit_context(prompts, model, task)],
-                             sampling, use_tqdm=False)
+    prompts = fit_context(prompts, model, task)
+    outputs = model.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], sampling, use_tqdm=False)
     results = []
-    for output in outputs:
-        written = Continuation(tokenizer, task, ends)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        written = Continuation(tokenizer, task, ends, prompt)
         over = any(written.add(token) for token in output.outputs[0].token_ids)
         written.ended |= not over  # by an end token that vLLM kept to itself
         results.append(written.result())

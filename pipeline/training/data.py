@@ -87,7 +87,7 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
             raise PipelineError(f"{args.dataset}: its files give no sequence; run preprocess_data.py on more "
                                 "files, or give --train_on pairs")
     else:
-        train = encode_pairs(args, tokenizer, data["train"], files and files["train"], args.max_train_samples)
+        train = encode_split(args, tokenizer, data["train"], files and files["train"], args.max_train_samples)
     found = Data(train, *encode_validation(args, tokenizer, data["validation"],
                                            files and files["validation"]),
                  args.train_on, identities)
@@ -113,7 +113,7 @@ def ends_of(args: argparse.Namespace, cuts: Iterable[Cut | None]) -> list[bool]:
     return [args.end_of_text == "always" or (cut is not None and cut.ends_file) for cut in cuts]
 
 
-def encode_pairs(args: argparse.Namespace, tokenizer: Any, pairs: Any, files: Any,
+def encode_split(args: argparse.Namespace, tokenizer: Any, pairs: Any, files: Any,
                  number: int) -> EncodedExamples:
     """Return `number` (0: all) pairs of a split, drawn with the seed."""
     rows = pairs.select(draw(len(pairs), number, args.seed))[:]

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.errors import PipelineError
 from pipeline.files import parse_json_line
 from pipeline.models import IGNORED_LABEL
-from pipeline.tokenizers import encode_prompts
+from pipeline.tokenizers import encode_pairs
 
 REPLAY_VALIDATION_SHARE = 0.1  # of --replay_dataset: its last rows, which are never trained on
 
@@ -54,16 +54,13 @@ class EncodedExamples:
 
 def encode_examples(tokenizer: Any, prompts: list[str], completions: list[str], max_length: int,
                     ends: list[bool] | None = None) -> EncodedExamples:
-    """Tokenize prompts and completions apart; behind a completion that `ends` something (None: every one)
-    comes the end-of-text token.
+    """Tokenize prompts with their completions (`encode_pairs`); behind a completion that `ends` something
+    (None: every one) comes the end-of-text token.
 
-    The prompt is encoded as it is when the model is used (`encode_prompts`).  An example of more than
-    `max_length` tokens loses the start of its prompt, which is farthest from the completion, and then the end
-    of its completion.
+    An example of more than `max_length` tokens loses the start of its prompt, which is farthest from the
+    completion, and then the end of its completion.
     """
-    prompt_ids = encode_prompts(tokenizer, prompts)
-    completion_ids = tokenizer(completions, add_special_tokens=False, split_special_tokens=True,
-                               return_attention_mask=False)["input_ids"] if completions else []
+    prompt_ids, completion_ids = encode_pairs(tokenizer, prompts, completions)
     completion_ids = [[*ids[:max_length - 2], *[tokenizer.eos_token_id] * end]
                       for ids, end in zip(completion_ids, ends or [True] * len(completions), strict=True)]
     prompt_ids = [p[-max(1, max_length - len(c)):] for p, c in zip(prompt_ids, completion_ids, strict=True)]

@@ -16,6 +16,21 @@ PROBE_ROWS = 4  # examples that memory and time are measured on before training
 MEMORY_SHARE = 0.5
 MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "cpu": 2048}  # on a CPU more is slower (perf/README.md)
 
+# In a short run many small steps learn more from the same tokens than few large ones (perf/README.md).
+STEPS_WANTED = 300
+FEWEST_EXAMPLES_PER_STEP, MOST_EXAMPLES_PER_STEP = 4, 16
+
+
+def choose_examples_per_step(args: argparse.Namespace, examples: int) -> int:
+    """Return the examples of a step: what is asked for, or, of `examples` an epoch, as many as leave
+    STEPS_WANTED steps, within bounds."""
+    if args.examples_per_step:
+        return args.examples_per_step
+    if args.max_steps:
+        return MOST_EXAMPLES_PER_STEP  # their number does not fall with it
+    wanted = int(examples * args.num_train_epochs / STEPS_WANTED)
+    return min(MOST_EXAMPLES_PER_STEP, max(FEWEST_EXAMPLES_PER_STEP, wanted))
+
 
 def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, bytes_per_token: float,
                             longest: int) -> int:

@@ -18,6 +18,7 @@ from pipeline.manifests import write_manifest
 from pipeline.markdown import fenced
 from pipeline.models import IGNORED_LABEL, left_padded
 from pipeline.stage import duration
+from pipeline.tokenizers import decode_behind
 from pipeline.training.batches import real_token_share, step_order, token_batches
 from pipeline.training.curve import draw_curve
 from pipeline.training.data import REPLAY, Data
@@ -51,7 +52,7 @@ def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples,
     model.gradient_checkpointing_disable()  # it does without a cache
 
     def texts(rows: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [decode_behind(tokenizer, prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
 
     def completions() -> list[str]:
         # eager: with --torch_compile, each new length of the cache would be compiled
@@ -63,7 +64,8 @@ def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples,
 
     with model.disable_adapter():
         before = completions()
-    columns = (texts(prompts), texts(references), before, completions())
+    asked = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+    columns = (asked, texts(references), before, completions())
     return [dict(zip(("prompt", "reference", "before", "after"), column, strict=True))
             for column in zip(*columns, strict=True)]
 
@@ -92,9 +94,9 @@ def show_dry_run(data: Data, tokenizer: Any, args: argparse.Namespace, tokens_pe
     order = step_order(data.train.lengths, args.examples_per_step, args.seed, 0)[:args.examples_per_step]
     row = data.train[order[0]]
     prompt = row["labels"].count(IGNORED_LABEL)
-    print(f"one example: {prompt} tokens without a label\n{tokenizer.decode(row['input_ids'][:prompt])}\n"
-          f"--- and {len(row['labels']) - prompt} tokens with one ---\n"
-          f"{tokenizer.decode(row['input_ids'][prompt:])}")
+    text, unlabelled = tokenizer.decode(row["input_ids"]), tokenizer.decode(row["input_ids"][:prompt])
+    print(f"one example: {prompt} tokens without a label\n{unlabelled}\n"
+          f"--- and {len(row['labels']) - prompt} tokens with one ---\n{text[len(unlabelled):]}")
     batches = token_batches([data.train[i] for i in order], tokens_per_batch)
     shapes = [f"({len(b)}, {len(b[0]['input_ids'])})" for b in batches]
     print(f"the first step's batches, (rows, tokens): {', '.join(shapes)}\n"
