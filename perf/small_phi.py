@@ -6,7 +6,7 @@ side by side, biases, an untied head) and a twenty-fifth of its parameters.
 Run:    python perf/small_phi.py OUTPUT_FOLDER
         python preprocess_data.py --model_name_or_path OUTPUT_FOLDER --output_dir DATASET ...
         python perf/sweep.py --model_name_or_path OUTPUT_FOLDER --dataset DATASET --output FILE \\
-            --learning_rates_only --examples 2400
+            --changes learning_rates --tokens 450_000
 """
 import sys
 import sysconfig

@@ -16,10 +16,13 @@ def test_loss_is_on_the_completion_and_its_end_only() -> None:
     assert len(found) == 9
     for i, (prompt, completion) in enumerate(pairs):
         row = found[i]
-        start = encode_prompts(tokenizer, [prompt])[0]
-        end = [*tokenizer(prompt + completion)["input_ids"][len(start):], tokenizer.eos_token_id]
-        assert row["input_ids"] == start + end
-        assert row["labels"] == [-100] * len(start) + end
+        start, whole = encode_prompts(tokenizer, [prompt, prompt + completion])
+        begun = row["labels"].count(-100)
+        assert row["input_ids"] == [*whole, tokenizer.eos_token_id]
+        assert row["labels"] == [-100] * begun + row["input_ids"][begun:]
+        assert row["input_ids"][:begun] == start[:begun]
+        assert tokenizer.decode(whole[begun:]).endswith(completion)
+        assert begun == len(start) or start[begun] != whole[begun]  # no more labels than it must have
         assert tokenizer.decode(row["input_ids"][:-1]) == prompt + completion
 
 
