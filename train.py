@@ -25,7 +25,6 @@ Quick:  python train.py --model_name_or_path SMALL_MODEL --max_train_samples 200
 """
 import argparse
 import contextlib
-import math
 import re
 import shutil
 import time
@@ -71,9 +70,7 @@ def train(args: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     precision, device = models.choose_precision(args.precision), models.device_name()
-    args.examples_per_step = planning.choose_examples_per_step(args, len(data.train))
-    steps_an_epoch = math.ceil(len(data.train) / args.examples_per_step)
-    steps = args.max_steps or math.ceil(steps_an_epoch * args.num_train_epochs)
+    steps = planning.plan_steps(args, len(data.train))
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
     first_process = settings.process_index == 0

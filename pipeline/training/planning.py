@@ -1,6 +1,7 @@
 """How much passes through the model at once: measured on the longest examples, planned from free memory."""
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "cpu": 2048}  # on a CPU more is slower
 # In a short run many small steps learn more from the same tokens than few large ones (perf/README.md).
 STEPS_WANTED = 300
 FEWEST_EXAMPLES_PER_STEP, MOST_EXAMPLES_PER_STEP = 4, 16
+
+
+def plan_steps(args: argparse.Namespace, examples: int) -> int:
+    """Set --examples_per_step where it was left open; return the steps of the run on so many examples."""
+    args.examples_per_step = choose_examples_per_step(args, examples)
+    steps_an_epoch = math.ceil(examples / args.examples_per_step)
+    return args.max_steps or math.ceil(steps_an_epoch * args.num_train_epochs)
 
 
 def choose_examples_per_step(args: argparse.Namespace, examples: int) -> int:
