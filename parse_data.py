@@ -25,11 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from pipeline.errors import PipelineError, shown_path
 from pipeline.files import atomic_file, output_lock, sha256_file, sweep_leftovers
 from pipeline.manifests import manifest_path, write_manifest
+from pipeline.progress import progress
 from pipeline.sources.clone import clone_folder
 from pipeline.sources.source import Source, decode_source
 from pipeline.stage import duration, positive_int, run_stage
@@ -38,8 +37,7 @@ from pipeline.stage import duration, positive_int, run_stage
 def write_source(source: Source, files: Iterator[tuple[str, str, bytes]], args: argparse.Namespace,
                  seen: set[bytes], raw: IO, provenance: IO) -> None:
     """Write a line to `raw` and to `provenance` for each file that can serve; count others in `source`."""
-    for path, blob, data in tqdm(files, desc=source.repository.rsplit("/", 1)[-1], unit=" files",
-                                 disable=None):
+    for path, blob, data in progress(files, desc=source.repository.rsplit("/", 1)[-1], unit=" files"):
         text, reason = decode_source(data, args.max_file_bytes)
         if reason:
             source.skipped.setdefault(reason, []).append(shown_path(path))

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from pipeline.errors import PipelineError
 from pipeline.files import atomic_file, output_lock
 from pipeline.manifests import sealed_manifest
 from pipeline.pieces import PIECE_LINES, PIECE_STEP
+from pipeline.progress import progress
 from pipeline.repository_prompts import SourcePiece
 from pipeline.retrieval import QUERY_LINES, Index, Place
 
@@ -109,8 +108,8 @@ class RepositoryFiles:
             if key not in known:
                 missing[request.repository].append(key)
         saved = time.monotonic()
-        with tqdm(total=sum(map(len, missing.values())), desc="pieces of the repository", unit=" places",
-                  disable=None if missing else True) as bar:
+        with progress(total=sum(map(len, missing.values())), desc="pieces of the repository", unit=" places",
+                      shown=bool(missing)) as bar:
             for repository, keys in missing.items():
                 rows = self.rows.get(repository, [])
                 index = Index(self.files[row]["text"] for row in rows)

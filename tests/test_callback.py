@@ -4,11 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tqdm import tqdm
 from training_runs import command, summary_of, with_validation_losses
 
 import train
 from pipeline.errors import PipelineError
+from pipeline.progress import progress
 from pipeline.training.callback import RunCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def test_early_stopping(model_folder: Path, dataset_folder: Path, tmp_path: Path
 def test_what_is_shown_while_a_run_trains(capsys: pytest.CaptureFixture) -> None:
     """A loss is shown under the name of another, or a run without files or replay ends in a traceback."""
     callback = RunCallback(None, {}, 0)
-    callback.bar = tqdm(disable=True)
+    callback.bar = progress(desc="training", shown=False)
     state = SimpleNamespace(global_step=3, max_steps=9)
     for logs in ({"loss": 4.0}, {"eval_loss": 1.5}, {"eval_loss": 1.25, "eval_one_chunk_loss": 2.0},
                  {"eval_loss": 1.0, "eval_one_chunk_loss": 1.75, "eval_replay_loss": 3.0}, None):

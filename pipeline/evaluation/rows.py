@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from pipeline.errors import looks_like_path
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.tasks import Task
 from pipeline.files import atomic_file
+from pipeline.progress import progress
 
 
 def prediction_file(folder: Path, source: ModelSource, task: Task, header: dict[str, Any]) -> Path:
@@ -124,8 +124,8 @@ def complete_rows(file: Path, header: dict[str, Any], batches: list[list[int]], 
     own = file if in_order else file.with_name(f"{file.name}.part{processes.rank}")
     share = missing[processes.rank::processes.number]
     with (open(own, "a", encoding="utf-8") as out, torch.inference_mode(),
-          tqdm(total=sum(map(len, share)), desc=what, unit=" examples",
-               disable=True if processes.rank else None) as bar):
+          progress(total=sum(map(len, share)), desc=what, unit=" examples",
+                   shown=processes.rank == 0) as bar):
         if not in_order:
             out.write(sealed_row({"header": header}))
         for batch in share:

@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -17,6 +16,7 @@ from pipeline.mergeable import linear_layers, stored_weight
 from pipeline.merging.adapter import LoraPair
 from pipeline.merging.tokenizer import write_tokenizer
 from pipeline.merging.weights import read_rows, safetensors_dtype
+from pipeline.progress import progress
 from pipeline.tokenizers import model_errors
 from pipeline.weight_files import INDEX, SINGLE_FILE, StoredTensor
 
@@ -150,8 +150,8 @@ def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, Lora
     weight_map: dict[str, str] = {}
     merged: dict[str, str] = {}
     total_size = 0
-    with tqdm(total=sum(t.size for shard in shards for t in shard), unit="B", unit_scale=True, desc="merging",
-              disable=None) as bar:
+    with progress(total=sum(t.size for shard in shards for t in shard), unit="B", scaled=True,
+                  desc="merging") as bar:
         for tensors in shards:
             name = tensors[0].file.name
             sizes, hashes = write_shard(folder / name, tensors, targets, dtype, nf4, bar.update)

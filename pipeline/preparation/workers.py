@@ -17,7 +17,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from pipeline.errors import PipelineError
 from pipeline.files import parse_json_line
@@ -28,6 +27,7 @@ from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch, minhash_
 from pipeline.preparation.encoding import byte_lengths, encode
 from pipeline.preparation.leakage import measure_leakage
 from pipeline.preparation.provenance import Origin, origins
+from pipeline.progress import progress
 
 BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one
 # What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
@@ -171,8 +171,7 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
     digests: list[bytes] = []
     signatures = bytearray()  # one block that grows: a list of arrays would be there twice when joined
     with (origins(args.input_file) as places,
-          tqdm(total=args.input_file.stat().st_size, unit="B", unit_scale=True, desc="cleaning",
-               disable=None) as bar):
+          progress(total=args.input_file.stat().st_size, unit="B", scaled=True, desc="cleaning") as bar):
         tasks = batches_of_lines(args.input_file, args.limit, bar.update, places)
         for files in map_in_order(pool, packed_files, tasks, window=3 * args.num_proc):
             for file in files:

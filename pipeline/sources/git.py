@@ -12,9 +12,9 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import git
-from tqdm import tqdm
 
 from pipeline.errors import PipelineError, disk_mistake, first_line, redact, shown_path
+from pipeline.progress import progress
 from pipeline.sources.source import Source, find_license, local_path
 
 REGULAR_FILE_MODES = ("100644", "100755")  # not 120000, a symbolic link, nor 160000, a submodule
@@ -101,7 +101,7 @@ def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progr
                                istream=stdin, start_new_session=True)
     messages: list[str] = []
     try:
-        with tqdm(desc="fetching", bar_format="{desc}", disable=not show_progress or None) as bar:
+        with progress(desc="fetching", bar_format="{desc}", shown=show_progress) as bar:
             pending = b""
             while chunk := read_or_stall(process.stderr.fileno()):
                 *lines, pending = re.split(rb"[\r\n]", pending + chunk)

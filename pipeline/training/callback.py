@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from pipeline.errors import PipelineError
 from pipeline.files import hash_files, write_json
+from pipeline.progress import print_above, progress
 from pipeline.training.checkpoints import BEST_ADAPTER, CHECKPOINT_HASHES
 
 # What the log calls the losses of what is validated on, and how they are shown.
@@ -26,15 +26,15 @@ class RunCallback(TrainerCallback):
         self.early_stopping_patience = early_stopping_patience
         self.signal: int | None = None
         self.previous_handlers: dict[int, Any] = {}
-        self.bar: tqdm | None = None
+        self.bar: Any = None
         self.shown: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous_handlers[number] = signal.signal(number, self.remember_signal)
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit=" steps",
-                            desc="training", disable=None)
+            self.bar = progress(total=state.max_steps, initial=state.global_step, unit=" steps",
+                                desc="training")
 
     def remember_signal(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -75,7 +75,7 @@ class RunCallback(TrainerCallback):
             if "eval_loss" in logs:
                 found = ", ".join(f"{name} {logs[key]:.4f}" for key, name in SHOWN_LOSSES.items()
                                   if key in logs)
-                tqdm.write(f"step {state.global_step}/{state.max_steps}: {found}", file=sys.stderr)
+                print_above(f"step {state.global_step}/{state.max_steps}: {found}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.accelerator.wait_for_everyone()  # every process writes its random state
