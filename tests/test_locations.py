@@ -20,7 +20,7 @@ def test_several_sources_of_every_kind(tmp_path: Path, parse: Callable[..., Resu
     (tmp_path / "plain" / "c.kt").write_bytes(b"val c = 1\n")
     result = parse(first.path, second.path.as_uri(), tmp_path / "plain", bare)
     assert [(row["repository"], row["path"]) for row in result.provenance] == [
-        ("first", "a.kt"), (second.path.as_uri(), "b.kt"), (second.path.as_uri(), "same.kt"),
+        ("first", "a.kt"), ("second", "b.kt"), ("second", "same.kt"),
         ("plain", "c.kt"), ("bare.git", "a.kt")]
     assert [row["commit"] is None for row in result.provenance] == [False, False, False, True, False]
     assert [source["duplicates"] for source in result.manifest["sources"]] == [[], ["same.kt"], [], ["a.kt"]]
@@ -71,7 +71,7 @@ def test_extensions_with_and_without_dot(repository: Repository, parse: Callable
     ("fd::17", (), "protocol is not allowed"),
     ("--upload-pack=touch PWNED:x", (), "cannot start with '-'"),
     ("--upload-pack=touch PWNED", (), "no such folder"),
-    ("file:///no/such/repository.git", (), "check the address"),
+    ("file:///no/such/repository.git", (), "no such folder"),
     ("CODE", ("--revision", "nothing"), "has no such branch, tag or commit"),
     ("CODE", ("--revision=--upload-pack=touch PWNED",), "cannot start with '-'"),
     ("CODE", ("--extensions", ".scala"), "no usable file ending in .scala"),

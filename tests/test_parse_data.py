@@ -25,7 +25,7 @@ def test_raw_and_provenance_lines(repository: Repository, parse: Callable[..., R
     assert result.raw == [{"file_text": MAIN.decode()}, {"file_text": "val b = 2\n"}]
     assert result.provenance == [
         {"repository": "code", "commit": commit, "path": path, "blob": blob_id(data),
-         "license_file": "LICENSE"}
+         "license_file": "LICENSE", "license": "NOASSERTION"}
         for path, data in (("a/z.kt", MAIN), ("b.kt", b"val b = 2\n"))]
     assert result.manifest["counts"] == {"kept": 2, "kept, duplicate of an earlier file": 0}
 

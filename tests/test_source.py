@@ -1,11 +1,11 @@
-"""pipeline/sources/source.py: how one file is read, and which is the licence of a code base."""
+"""pipeline/sources/source.py: how one file is read."""
 import hashlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.source import blob_id, decode_source, find_license
+from pipeline.sources.source import blob_id, decode_source
 
 
 @pytest.mark.parametrize(("data", "text", "reason"), [
@@ -49,17 +49,3 @@ def test_any_bytes_are_decoded_or_given_a_reason(data: bytes) -> None:
 def test_blob_id_is_that_of_git(data: bytes) -> None:
     """The provenance of a plain folder cannot be compared with git's."""
     assert blob_id(data) == hashlib.new("sha1", b"blob " + str(len(data)).encode() + b"\0" + data).hexdigest()
-
-
-@pytest.mark.parametrize(("paths", "found"), [
-    (["LICENSE", "a.kt"], "LICENSE"),
-    (["license/LICENSE.txt", "a.kt"], "license/LICENSE.txt"),
-    (["COPYING", "LICENSE.md"], "LICENSE.md"),
-    (["COPYING"], "COPYING"),
-    (["UNLICENSE"], "UNLICENSE"),
-    (["third/LICENSE", "src/License.kt"], None),
-    (["a.kt"], None),
-])
-def test_find_license(paths: list[str], found: str | None) -> None:
-    """The wrong licence, or none, is recorded for a code base."""
-    assert find_license(paths) == found

@@ -1,23 +1,25 @@
-"""A git repository: one commit's tree without contents, then the wanted contents in one batch."""
+"""A git repository elsewhere: one commit's tree without contents, then the wanted contents in one batch."""
 import contextlib
 import os
 import re
 import select
-import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import git
 
 from pipeline.errors import PipelineError, disk_mistake, first_line, redact, shown_path
 from pipeline.progress import progress
-from pipeline.sources.source import Source, find_license, local_path
+from pipeline.sources.licenses import Licenses
+from pipeline.sources.objects import contents, list_tree
+from pipeline.sources.selection import Entry, Selection
+from pipeline.sources.source import Request, Source
+from pipeline.sources.submodules import submodule_requests
 
-REGULAR_FILE_MODES = ("100644", "100755")  # not 120000, a symbolic link, nor 160000, a submodule
 ATTEMPTS, FIRST_DELAY_SECONDS = 4, 2
 STALL_SECONDS = 300  # git reports progress all the time; a server that is silent for so long hangs
 # What git says when trying again can help, as opposed to a wrong name or a missing right.
@@ -27,8 +29,8 @@ PASSING_FAULT = re.compile(
 # What it says where the server gives nothing by its identifier, but only branches and tags: protocol versions
 # 0 and 1, and some servers at any.
 NOT_BY_IDENTIFIER = re.compile(r"unadvertised object|not our ref")
-# ... and where the server, or a local repository, is itself a partial clone.
-LACKING = re.compile(r"could not fetch ([0-9a-f]{40,64}) from promisor remote")
+OTHER_NAMES = re.compile(r"mismatched algorithms|(client|server) (is|uses?|object format)", re.IGNORECASE)
+SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}")
 BRANCHES_SHOWN = 10
 CREDENTIAL_HELPER = ('!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
                      '"$PARSE_DATA_USER" "$PARSE_DATA_PASSWORD"; }; f')
@@ -81,17 +83,6 @@ def added_settings(settings: list[tuple[str, str]]) -> dict[str, str]:
     return environment
 
 
-def git_url(location: str) -> str:
-    """Return the URL of a repository; a local one gets a file:// URL: it is copied as a remote one is."""
-    path = local_path(location)
-    return path.resolve().as_uri() if path else location
-
-
-def is_git_repository(path: Path) -> bool:
-    """Return whether the folder is the root of a repository, bare or not."""
-    return (path / ".git").exists() or ((path / "HEAD").is_file() and (path / "objects").is_dir())
-
-
 def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progress: bool = False) -> str:
     """Run one long git command, killed with all its children if this process is interrupted.
 
@@ -119,8 +110,7 @@ def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progr
             process.proc.wait()
     if code != 0:
         errors = [m for m in messages if m.startswith(("fatal:", "error:", "remote:", "ERROR:"))] or messages
-        errors = [m for m in errors if LACKING.search(m)][:1] or errors[-3:]  # the others follow from it
-        raise PipelineError(redact("git: " + ("; ".join(errors) or f"ended with code {code}")))
+        raise PipelineError(redact("git: " + ("; ".join(errors[-3:]) or f"ended with code {code}")))
     return "\n".join(messages)
 
 
@@ -157,56 +147,69 @@ def short_commands(name: str) -> Iterator[None]:
                             "settings (git config --list) and the GIT_ variables") from None
 
 
-def make_clone(location: str, folder: Path) -> Any:
-    """Return the empty repository in `folder`, as git.Repo, with the remote `origin`."""
-    url, secret_environment = split_credentials(git_url(location))
+def make_clone(location: str, folder: Path, names: str = "sha1") -> Any:
+    """Return the empty repository in `folder`, as git.Repo, with the remote `origin`; `names`: the algorithm
+    of its identifiers."""
+    url, secret_environment = split_credentials(location)
     try:
         git.Git.check_unsafe_protocols(url)
     except git.exc.UnsafeProtocolError:
         raise PipelineError(f"--repo_url {redact(location)}: this protocol is not allowed; use https, ssh, "
                             "git or file") from None
-    repo = git.Repo.init(folder.absolute(), bare=True, expand_vars=False)
+    more = {} if names == "sha1" else {"object_format": names}  # which a git before 2.29 does not know
+    repo = git.Repo.init(folder.absolute(), bare=True, expand_vars=False, **more)
     # GIT_DIR: with safe.bareRepository=explicit, git uses no bare repository that it merely stands in
     repo.git.update_environment(**GIT_ENVIRONMENT, **secret_environment, GIT_DIR=str(folder.absolute()))
     if not any(os.environ.get(name) for name in ("GIT_SSH_COMMAND", "GIT_SSH")) \
             and not repo.git.config("--get", "core.sshCommand", with_exceptions=False):
         repo.git.update_environment(GIT_SSH_COMMAND="ssh -oBatchMode=yes")
     repo.create_remote("origin", url)
-    if local_path(location):
-        # A local repository serves what is asked for and no more, whatever its settings: in one that is a
-        # partial clone, a content that nobody wants may be missing.
-        serve = [git.Git.GIT_PYTHON_GIT_EXECUTABLE, "-c", "uploadpack.allowFilter=true", "-c",
-                 "uploadpack.allowAnySHA1InWant=true", "upload-pack"]
-        repo.git.config("remote.origin.uploadpack", shlex.join(serve))
     return repo
 
 
-def fetch_tree(location: str, revision: str | None, folder: Path, filtered: bool = True) -> tuple[Any, str]:
+def fetch_tree(request: Request, folder: Path, filtered: bool = True, names: str = "sha1") -> tuple[Any, str]:
     """Fetch one commit into `folder`, without file contents where `filtered`; return (git.Repo, commit
     identifier)."""
-    name = shown_path(redact(location))
-    if git_url(location).startswith("-") or (revision or "").startswith("-"):
-        raise PipelineError(f"--repo_url {name}: a URL or revision cannot start with '-'")
-    repo = make_clone(location, folder)
+    if request.location.startswith("-") or (request.revision or "").startswith("-"):
+        raise PipelineError(f"--repo_url {request.shown}: a URL or revision cannot start with '-'")
+    repo = make_clone(request.location, folder, names)
 
-    def attempt() -> str:
+    def fetch(revision: str) -> str:
         without = ["--filter=blob:none"] if filtered else []
-        return run_git(repo, ["fetch", "--progress", "--depth=1", "--no-tags", *without, "origin",
-                              revision or "HEAD"], show_progress=True)
+        return with_retries(lambda: run_git(repo, ["fetch", "--progress", "--depth=1", "--no-tags", *without,
+                                                   "origin", revision], show_progress=True), request.shown)
 
     try:
-        messages = with_retries(attempt, name)
+        try:
+            messages = fetch(request.revision or "HEAD")
+        except PipelineError as error:
+            whole = whole_commit(repo, request.revision)
+            if not whole or "couldn't find remote ref" not in str(error):
+                raise
+            messages = fetch(whole)
     except PipelineError as error:
-        raise explained(str(error), repo, name, revision) from None
+        if names == "sha1" and OTHER_NAMES.search(str(error)):
+            repo.close()
+            return fetch_tree(request, folder.with_name(f"{folder.name}-sha256"), filtered, "sha256")
+        raise explained(str(error), repo, request.shown, request.revision) from None
     if "filtering not recognized" in messages:
-        print(f"{name}: the server cannot leave out file contents; all files of the commit were fetched",
-              file=sys.stderr)
+        print(f"{request.shown}: the server cannot leave out file contents; all files of the commit were "
+              "fetched", file=sys.stderr)
     return repo, repo.git.rev_parse("FETCH_HEAD^{commit}")
+
+
+def whole_commit(repo: Any, revision: str | None) -> str | None:
+    """Return the identifier of the one branch or tag of the remote whose commit begins with `revision`."""
+    if not SHORT_COMMIT.fullmatch(revision or ""):
+        return None
+    listing = repo.git.ls_remote("origin", kill_after_timeout=STALL_SECONDS, with_exceptions=False)
+    found = {line.split()[0] for line in listing.splitlines() if line.startswith(revision)}
+    return found.pop() if len(found) == 1 else None
 
 
 def explained(error: str, repo: Any, name: str, revision: str | None) -> PipelineError:
     """Return what is to be said where the fetch of a commit failed with git's message `error`."""
-    unknown = "couldn't find remote ref" in error
+    unknown = "couldn't find remote ref" in error or "invalid refspec" in error
     if unknown and revision in (None, "HEAD"):
         branches = branch_names(repo)
         if not branches:
@@ -215,47 +218,37 @@ def explained(error: str, repo: Any, name: str, revision: str | None) -> Pipelin
                              f"its branches with --revision: {branches}")
     if revision and (unknown or "not our ref" in error):
         branches = branch_names(repo)
-        return PipelineError(f"--revision {revision}: {name} has no such branch, tag or commit"
+        other = ""
+        if re.search(r"[~^:]|@\{", revision) or SHORT_COMMIT.fullmatch(revision):
+            other = (" (a server knows a commit by its whole identifier alone, and nothing like HEAD~1; a "
+                     "clone on this disk does)")
+        return PipelineError(f"--revision {revision}: {name} has no such branch, tag or commit{other}"
                              + (f"; its branches: {branches}" if branches else ""))
     if revision and NOT_BY_IDENTIFIER.search(error):
         return PipelineError(f"--revision {revision}: {name} gives branches and tags alone, no commit by its "
                              "identifier; name one of them, or let git use version 2 of its protocol (git "
                              f"config protocol.version); its branches: {branch_names(repo)}")
-    if LACKING.search(error):
-        return lacking(name, "what its commit consists of")
     return PipelineError(f"--repo_url {name}: {error}; check the address, the network and your rights")
-
-
-def lacking(name: str, what: str) -> PipelineError:
-    """Return what is to be said of a source that is itself a partial clone and lacks what is wanted."""
-    return PipelineError(f"--repo_url {name}: is a partial clone and lacks {what}; name the repository that "
-                         "it was cloned from, or check the commit out in it, which fetches what is missing")
 
 
 def branch_names(repo: Any) -> str:
     """Return the names of the remote's branches, or the first of many, for a message."""
     listing = repo.git.ls_remote("--heads", "origin", kill_after_timeout=STALL_SECONDS)
-    names = [shown_path(line.partition("refs/heads/")[2]) for line in listing.splitlines()]
+    return shown_names([line.partition("refs/heads/")[2] for line in listing.splitlines()])
+
+
+def shown_names(names: list[str]) -> str:
+    """Return names, or the first of many, for a message."""
     more = len(names) - BRANCHES_SHOWN
-    return ", ".join(names[:BRANCHES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shown_path, names[:BRANCHES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
-def list_tree(repo: Any, commit: str) -> list[tuple[str, str, str]]:
-    """Return (mode, blob id, path) of everything in the commit's tree, in the order of the paths' bytes.
-
-    A path that is not UTF-8 carries its bytes as surrogate escapes, as Python's file functions do.
-    """
-    listing = repo.git.ls_tree("-r", "-z", "--full-tree", commit, stdout_as_string=False)
-    rows = (entry.partition(b"\t") for entry in listing.split(b"\0") if entry)
-    return [(*head.decode().split()[0:3:2], path.decode("utf-8", "surrogateescape"))
-            for head, _, path in rows]
-
-
-def fetch_blobs(repo: Any, wanted: dict[str, str], name: str, folder: Path) -> None:
-    """Fetch those of the `wanted` blobs ({identifier: path}) that the first fetch left out, in one batch.
-    PipelineError, with git's words, where that fails."""
+def fetch_blobs(repo: Any, wanted: list[Entry], name: str, folder: Path) -> None:
+    """Fetch those of the `wanted` blobs that the first fetch left out, in one batch.  PipelineError, with
+    git's words, where that fails."""
     listing = repo.git.rev_list("--objects", "--all", "FETCH_HEAD", "--missing=print", "--no-object-names")
-    missing = wanted.keys() & {line[1:] for line in listing.splitlines() if line.startswith("?")}
+    missing = {entry.blob for entry in wanted} & {line[1:] for line in listing.splitlines()
+                                                  if line.startswith("?")}
     if not missing:
         return
     names = folder / "wanted"
@@ -271,50 +264,72 @@ def fetch_blobs(repo: Any, wanted: dict[str, str], name: str, folder: Path) -> N
     try:
         with_retries(attempt, name)
     except PipelineError as error:
-        found = LACKING.search(str(error))
-        if found:
-            raise lacking(name, f"the content of {shown_path(wanted.get(found[1], found[1]))}") from None
         advice = "run the same command again" if PASSING_FAULT.search(str(error)) else \
             "check the repository (git fsck) and your rights"
         raise PipelineError(f"--repo_url {name}: {error}; {advice}") from None
 
 
-def fetch_files(location: str, revision: str | None, extensions: tuple[str, ...], folder: Path,
-                source: Source) -> tuple[Any, list[tuple[str, str]]]:
-    """Fetch one commit's wanted files into `folder`; return (git.Repo, [(blob id, path)] by path)."""
-    name = shown_path(redact(location))
+class Fetched(NamedTuple):
+    """One commit of a repository elsewhere, with the contents that are wanted."""
+    repo: Any
+    entries: list[Entry]
+    wanted: list[Entry]
+    licenses: Licenses
+
+
+def fetch_files(request: Request, selection: Selection, folder: Path, source: Source) -> Fetched:
+    """Fetch one commit's wanted files into `folder`."""
     for filtered in (True, False):
-        repo, source.commit = fetch_tree(location, revision, folder / ("part" if filtered else "all"),
-                                         filtered)
-        entries = list_tree(repo, source.commit)
-        source.license_file = find_license([path for _, _, path in entries])
-        wanted = [(mode, blob, path) for mode, blob, path in entries if path.endswith(extensions)]
-        source.skipped["not a regular file"] = [shown_path(path) for mode, _, path in wanted
-                                                if mode not in REGULAR_FILE_MODES]
-        files = [(blob, path) for mode, blob, path in wanted if mode in REGULAR_FILE_MODES]
+        repo, source.commit = fetch_tree(request, folder / ("part" if filtered else "all"), filtered)
+        entries = list_tree(repo.git, source.commit)
+        source.skipped = {}
+        wanted = selection.choose(entries, request.folder, source)
+        licenses = Licenses(entries, wanted, selection)
+        more = [entry for files in licenses.files.values() for entry in files]
+        more += [entry for entry in entries if entry.path == ".gitmodules" and selection.submodules]
         try:
-            fetch_blobs(repo, dict(files), name, folder)
+            fetch_blobs(repo, wanted + more, request.shown, folder)
             break
         except PipelineError as error:
             repo.close()
             if not filtered or not NOT_BY_IDENTIFIER.search(str(error)):
                 raise
-            print(f"{name}: the server gives no file contents by their identifiers; all files of the commit "
-                  "are fetched", file=sys.stderr)
-    return repo, files
+            print(f"{request.shown}: the server gives no file contents by their identifiers; all files of "
+                  "the commit are fetched", file=sys.stderr)
+    return Fetched(repo, entries, wanted, licenses)
 
 
-def read_repository(location: str, revision: str | None, extensions: tuple[str, ...], folder: Path,
+def read_repository(request: Request, selection: Selection, folder: Path,
                     source: Source) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (path, blob id, content) of the wanted files of a git repository, in the order of the paths."""
+    """Yield (path, blob id, content) of the wanted files of a repository elsewhere, by path."""
     folder.mkdir()
-    with short_commands(shown_path(redact(location))):
-        repo, files = fetch_files(location, revision, extensions, folder, source)
+    with short_commands(request.shown):
+        fetched = fetch_files(request, selection, folder, source)
+        program = fetched.repo.git
         try:
-            source.files = len(files)
             source.received_bytes = sum(p.stat().st_size for p in folder.glob("*/objects/**/*")
                                         if p.is_file())
-            for blob, path in files:
-                yield path, blob, repo.git.get_object_data(blob)[3]
+            check_folder(request, fetched.entries, source)
+            with contents(program) as store:
+                def read(entry: Entry) -> bytes:
+                    data = store.get(entry.blob)
+                    if data is None:
+                        raise PipelineError(f"--repo_url {request.shown}: the server did not send "
+                                            f"{shown_path(entry.path)}; run the same command again")
+                    return data
+
+                if selection.submodules:
+                    source.parts += submodule_requests(fetched.entries, read, request, source, program)
+                wanted = fetched.licenses.apply(read, source)
+                source.files = len(wanted)
+                for entry in wanted:
+                    yield entry.path, entry.blob, read(entry)
         finally:
-            repo.close()  # ends its cat-file processes
+            fetched.repo.close()
+
+
+def check_folder(request: Request, entries: list[Entry], source: Source) -> None:
+    """Raise PipelineError where the commit lacks the folder that is asked for."""
+    if request.folder and not any(entry.path.startswith(f"{request.folder}/") for entry in entries):
+        raise PipelineError(f"--repo_url {request.shown}: its commit {source.commit} has no folder "
+                            f"{shown_path(request.folder)}; check the name behind the #")

@@ -1,28 +1,113 @@
-"""What a --repo_url names: a repository, near or far, or a plain folder."""
-import argparse
+"""What a --repo_url names: a repository, near or far, a folder of one, a plain folder, or one of clones."""
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import PipelineError, redact, shown_path
 from pipeline.sources.folders import read_plain_folder
-from pipeline.sources.git import is_git_repository, read_repository
-from pipeline.sources.source import Source, local_path
+from pipeline.sources.git import read_repository
+from pipeline.sources.local import (
+    enclosing_repository,
+    git_folder,
+    has_folder,
+    program_for,
+    read_local,
+    remote_url,
+)
+from pipeline.sources.selection import Selection
+from pipeline.sources.source import Request, Source, local_path
 
 
-def open_source(location: str, args: argparse.Namespace,
-                folder: Path) -> tuple[Source, Iterator[tuple[str, str, bytes]]]:
-    """Return the source at `location` and the iterator over its files, which fetches when first asked."""
-    extensions = tuple(e if e.startswith(".") else f".{e}" for e in args.extensions)
+def split_location(text: str) -> tuple[str, str | None, str]:
+    """Return (location, revision, folder) of `LOCATION[@REVISION][#FOLDER]`.
+
+    A path that exists as it stands has neither, and one with an `@` or `#` in its name is taken up to the
+    last that leaves one that exists.  In a URL, the revision stands behind the first `.git@`, else behind the
+    last `@` of its path; one that itself ends in .git is no revision.
+    """
+    if local_path(text):
+        return text, None, ""
+    for base, folder in ((text, ""), _split_at(text, "#")):
+        if local_path(base):
+            return base, None, folder
+        for end in reversed([i for i, letter in enumerate(base) if letter == "@"]):
+            if base[:end] and local_path(base[:end]):
+                return base[:end], base[end + 1:], folder
+    base, folder = _split_at(text, "#")
+    start = base.find("/", base.find("://") + 3) if "://" in base else base.find(":")
+    head, path = base[:max(start, 0)], base[max(start, 0):]
+    place, _, revision = path.partition(".git@") if ".git@" in path else path.rpartition("@")
+    if start < 0 or not (place and revision) or revision.endswith(".git"):
+        return base, None, folder
+    return head + place + (".git" if ".git@" in path else ""), revision, folder
+
+
+def _split_at(text: str, mark: str) -> tuple[str, str]:
+    """Return what stands before the last `mark`, and behind it."""
+    before, found, behind = text.rpartition(mark)
+    return (before, behind) if found else (text, "")
+
+
+def requests_for(locations: list[str], revision: str | None) -> list[Request]:
+    """Return what the --repo_url ask for; `revision` is that of --revision, for those that name none.
+
+    PipelineError where one cannot be.  A repository on this disk is told by its remote's URL, else by the
+    last parts of its path, as many as tell those of one run apart.
+    """
+    requests = [_request(text, revision) for text in locations]
+    paths = {request.path for request in requests if request.path}
+    named = []
+    for request in requests:
+        if request.path:
+            request = request._replace(name=_name(request.path, paths))
+            if git_dir := git_folder(request.path):
+                url = remote_url(program_for(request.path, git_dir))
+                request = request._replace(name=url or request.name)
+        named.append(request)
+    return named
+
+
+def _request(text: str, revision: str | None) -> Request:
+    """Return the request for one --repo_url, on this disk by its path's last part."""
+    location, own_revision, folder = split_location(text)
     path, shown = local_path(location), shown_path(redact(location))
-    if path and not path.is_dir():
+    folder = folder.strip("/")
+    if ".." in PurePosixPath(folder).parts:
+        raise PipelineError(f"--repo_url {shown_path(redact(text))}: its folder leads out of the repository; "
+                            "name one in it")
+    revision = own_revision or revision
+    if path is None:
+        if location.startswith("file://") or ("://" not in location and ":" not in location):
+            raise PipelineError(f"--repo_url {shown}: no such folder, and not a URL; check the spelling")
+        return Request(location, None, revision, folder, shown)
+    if not path.is_dir():
         raise PipelineError(f"--repo_url {shown}: is a file; name a repository or a folder")
-    if path is None and "://" not in location and ":" not in location:
-        raise PipelineError(f"--repo_url {shown}: no such folder, and not a URL; check the spelling")
-    name = shown_path(os.fsencode(path.resolve().name).decode("utf-8", "surrogateescape")) if path else shown
-    source = Source(repository=name)
-    if path is None or is_git_repository(path):
-        return source, read_repository(location, args.revision, extensions, folder, source)
-    if args.revision:
-        raise PipelineError(f"--revision {args.revision}: {shown} is a plain folder, which has no revisions")
-    return source, read_plain_folder(path.resolve(), extensions, folder, source)
+    path = path.resolve()
+    if not git_folder(path) and (found := enclosing_repository(path)):
+        root, inner = found
+        if has_folder(root, revision, inner):
+            path, folder = root, f"{inner}/{folder}".strip("/")
+    if revision and not git_folder(path):
+        raise PipelineError(f"--revision {revision}: {shown} is a plain folder, which has no revisions")
+    return Request(location, path, revision, folder, _name(path, {path}))
+
+
+def _name(path: Path, paths: set[Path]) -> str:
+    """Return the last parts of `path`, as many as no other of the `paths` ends in."""
+    for number in range(1, len(path.parts)):
+        parts = path.parts[-number:]
+        if sum(other.parts[-number:] == parts for other in paths) == 1:
+            break
+    return shown_path(os.fsencode("/".join(parts)).decode("utf-8", "surrogateescape"))
+
+
+def open_source(request: Request, selection: Selection,
+                scratch: Path) -> tuple[Source, Iterator[tuple[str, str, bytes]]]:
+    """Return the source that is asked for and the iterator over its files, (path, blob id, content), which
+    reads or fetches when it is first asked.  `scratch`: where a folder may be made for it."""
+    source = Source(repository=request.name)
+    if request.path is None:
+        return source, read_repository(request, selection, scratch, source)
+    if git_dir := git_folder(request.path):
+        return source, read_local(request, git_dir, selection, source)
+    return source, read_plain_folder(request, selection, scratch, source)

@@ -1,27 +1,66 @@
 """A code base, and which of its files can serve."""
 import contextlib
+import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import shown_path
+from pipeline.errors import redact, shown_path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
-LICENSE_NAME = re.compile(r"(un)?licen[sc]e|copying", re.IGNORECASE)
+
+
+class Request(NamedTuple):
+    """A code base that is asked for: by a --repo_url, or as a part of one, a clone or submodule in it."""
+    location: str  # a URL or a path, without revision and folder
+    path: Path | None  # of one on this disk
+    revision: str | None
+    folder: str  # in the repository, without slashes around it; "": all of it
+    name: str  # which the provenance tells it by
+    depth: int = 0  # how many others it lies in
+
+    @property
+    def shown(self) -> str:
+        """What a message tells it by: as it was given, without credentials."""
+        return shown_path(redact(self.location))
 
 
 @dataclass
 class Source:
     """One code base: where it came from and what became of its files."""
     repository: str
+    folder: str | None = None
     commit: str | None = None
+    license: str | None = None  # an SPDX expression
     license_file: str | None = None
+    nested_licenses: dict[str, str] = field(default_factory=dict)  # licence file -> SPDX identifier
     files: int = 0
     received_bytes: int = 0
     kept: int = 0
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> paths
     duplicates: list[str] = field(default_factory=list)  # kept all the same
+    parts: list[Request] = field(default_factory=list)  # clones and submodules in it, read after it
+    licensed: dict[str, tuple[str, str]] = field(default_factory=dict)  # folder -> licence file, identifier
+
+    def skip(self, reason: str, path: str) -> None:
+        """Note that a file is left out."""
+        self.skipped.setdefault(reason, []).append(path)
+
+    def license_of(self, path: str) -> tuple[str | None, str | None]:
+        """Return (licence file, SPDX expression) of the folder that is nearest above `path` and has one."""
+        folder = path
+        while folder:
+            folder = folder.rpartition("/")[0]
+            if folder in self.licensed:
+                return self.licensed[folder]
+        return self.license_file, self.license
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the manifest tells of it."""
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in told.items() if name not in ("parts", "licensed")}
 
 
 def decode_source(data: bytes, max_file_bytes: int) -> tuple[str | None, str | None]:
@@ -50,6 +89,13 @@ def local_path(location: str) -> Path | None:
 
     A `~` means a home only at the very beginning, and where there is one: `./~name` is a folder of that name.
     """
+    if location.startswith("file://"):
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(location)
+            if parts.netloc in ("", "localhost"):
+                path = Path(unquote(parts.path, errors="surrogateescape"))
+                return path if path.exists() else None
+        return None
     if "://" in location:
         return None
     path = Path(location)
@@ -57,15 +103,3 @@ def local_path(location: str) -> Path | None:
         with contextlib.suppress(RuntimeError):  # nobody of that name
             path = path.expanduser()
     return path if path.exists() else None
-
-
-def find_license(paths: list[str]) -> str | None:
-    """Return the repository's own licence file: at the root, else in a folder named `license`."""
-    for folder in ("", "license/", "licence/", "licenses/"):
-        start = len(folder)
-        names = [p for p in paths if p.lower().startswith(folder) and "/" not in p[start:]]
-        found = sorted((p for p in names if LICENSE_NAME.match(p[start:])),
-                       key=lambda p: (not p[start:].lower().startswith("licen"), p))
-        if found:
-            return shown_path(found[0])
-    return None
