@@ -3,6 +3,7 @@
 Reads   --hf_repository     the adapter: a folder that train.py wrote, or a hub repository
         its base model      a folder or a hub model, safetensors only
 Writes  models/merged/      the merged model with its tokenizer, in the base model's shards, and manifest.json
+        model.gguf in it    with --gguf: the same model for llama.cpp
 
 No GPU is needed.  Weights are read from the base model's files in blocks of rows; the product of the matching
 LoRA matrices is added in float32, rounded once, and written straight to the output.  What is merged is
@@ -40,7 +41,7 @@ def merge(args: argparse.Namespace) -> None:
     # What is heavy waits until the arguments are known to be good.
     from pipeline import mergeable
     from pipeline.hub import check_hub_write, push_folder
-    from pipeline.merging import adapter, base, lora_merge
+    from pipeline.merging import adapter, base, gguf_file, lora_merge
     from pipeline.merging.card import model_card
     from pipeline.merging.verification import enough_memory_to_verify, verify
     from pipeline.models import quiet_libraries
@@ -63,6 +64,8 @@ def merge(args: argparse.Namespace) -> None:
     if not args.base_model:
         base.check_trained_base(trained, base_name, base_folder)
     quiet_libraries()
+    if args.gguf:
+        gguf_file.check_gguf(base_folder, base_name)
     pairs = adapter.read_adapter(adapter_folder, config)
     shards = mergeable.base_tensors(base_folder, base_name)
     nf4 = args.base == "nf4"
@@ -79,6 +82,8 @@ def merge(args: argparse.Namespace) -> None:
         if args.verify == "on" or (args.verify == "auto" and enough_memory_to_verify(shards)):
             proof = verify(base_folder, adapter_folder, folder, targets, shards, nf4)
         show_proof(proof, args)
+        if args.gguf:
+            gguf_file.write_gguf(folder)
         inputs = {adapter.ADAPTER_WEIGHTS: sha256_file(adapter_folder / adapter.ADAPTER_WEIGHTS)}
         write_manifest(folder / "manifest.json", args, hash_files(folder), started, base_model=base_name,
                        inputs=inputs, merged_into=args.base, verification=proof, merged_tensors=merged,
@@ -104,7 +109,7 @@ def check_output(args: argparse.Namespace, adapter_config: str) -> None:
 
 def check_space(args: argparse.Namespace, base_bytes: int) -> None:
     """Raise PipelineError where the disk has no room for a model of `base_bytes` as it will be written."""
-    needed = base_bytes * (2 if args.dtype == "float32" else 1)
+    needed = base_bytes * (2 if args.dtype == "float32" else 1) * (2 if args.gguf else 1)
     args.output_dir.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(args.output_dir.parent).free < needed:
         raise PipelineError(f"--output_dir {args.output_dir}: {needed / 1e9:.1f} GB are needed and not free; "
@@ -142,6 +147,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify", choices=("auto", "on", "off"), default="auto",
                         help="compare the result with base + adapter before it is kept; auto: if memory "
                              "allows (default: %(default)s)")
+    parser.add_argument("--gguf", action="store_true",
+                        help="also write model.gguf, for llama.cpp and Ollama: models of the Llama layout "
+                             "with a byte-level BPE alone")
     parser.add_argument("--output_dir", type=Path, default=Path("models/merged"),
                         help="the merged model (default: %(default)s)")
     return parser

@@ -39,6 +39,22 @@ def test_the_tokenizer_is_copied_to_the_byte(adapter: Path, tmp_path: Path) -> N
         assert (tmp_path / "merged" / name).read_bytes() == (adapter / name).read_bytes()
 
 
+def test_the_bases_own_files_are_kept_where_they_do_the_same(adapter: Path, model_folder: Path,
+                                                            tmp_path: Path) -> None:
+    """A converter, or a server, does not know the tokenizer that the library wrote anew at the end of
+    training."""
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # as its authors wrote them
+        (base / name).write_text(json.dumps(json.loads((base / name).read_text()), indent=1))
+    (base / "special_tokens_map.json").write_text('{"eos_token":   "<|endoftext|>"}')
+    merge(adapter, tmp_path / "merged", "--base_model", base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    merge(adapter, tmp_path / "other", "--base_model", base)
+    assert (tmp_path / "other" / "tokenizer.json").read_bytes() == (adapter / "tokenizer.json").read_bytes()
+
+
 @pytest.mark.parametrize("left", [set(), {"tokenizer_config.json"}, {"tokenizer.json"}])
 def test_what_an_adapter_lacks_is_the_bases(left: set[str], adapter: Path, model_folder: Path,
                                             tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The merged model's tokenizer: the one that the adapter was trained with, byte for byte as it lay there."""
+"""The merged model's tokenizer: the one that the adapter was trained with, in the base's own files where it
+is the base's, else byte for byte as it lay there."""
 import re
 import shutil
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from pipeline.errors import PipelineError
-from pipeline.tokenizers import encode_prompts, load_tokenizer, model_errors
+from pipeline.tokenizers import encode_prompts, load_tokenizer, model_errors, tokenizer_identity
 
 VOCABULARY = re.compile(r"tokenizer\.json|vocab\.(json|txt)|[^/]+\.(model|tiktoken)")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -28,14 +29,16 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 def write_tokenizer(adapter: Path, base: Path, folder: Path) -> None:
     """Copy the adapter's tokenizer into `folder`, which holds the model's config.json; the base's where the
-    adapter has none.
+    adapter has none, or one that does the same.
+
+    A library that saves a tokenizer writes its files anew; converters and servers know the base's own.
 
     An adapter with a vocabulary alone (tokenizer.model) has the base's settings of it.  Raises PipelineError
     where it cannot be loaded, or has tokens without an embedding.
     """
     own, of_base = tokenizer_files(adapter), tokenizer_files(base)
-    files, source = (own, adapter) if own else (of_base, base)
-    if own and not set(SETTINGS) & set(own):
+    files, source = (of_base, base) if not own or same_tokenizer(adapter, base) else (own, adapter)
+    if files is own and not set(SETTINGS) & set(own):
         files = own | {name: file for name, file in of_base.items() if name in SETTINGS}
     if not files:
         raise PipelineError(f"neither the adapter {adapter} nor its base {base} holds a tokenizer; put the "
@@ -48,6 +51,19 @@ def write_tokenizer(adapter: Path, base: Path, folder: Path) -> None:
     except PipelineError as error:
         raise PipelineError(str(error).replace(str(folder), str(source))) from error
     check_added_tokens(tokenizer, source, base)
+
+
+def same_tokenizer(adapter: Path, base: Path) -> bool:
+    """Return whether two folders hold tokenizers that do the same, chat template and special tokens too."""
+    if not (tokenizer_files(base) and set(SETTINGS) & set(tokenizer_files(adapter))):
+        return False
+    try:
+        pair = [load_tokenizer(str(folder)) for folder in (adapter, base)]
+    except PipelineError:  # told where the one that is copied is loaded
+        return False
+    first, second = ([tokenizer_identity(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map]
+                     for tokenizer in pair)
+    return first == second
 
 
 def check_added_tokens(tokenizer: Any, source: Path, base: Path) -> None:
