@@ -88,7 +88,7 @@ def preprocess(args: argparse.Namespace) -> None:
         outputs = hash_files(folder)
         # Without state.json, which differs in every run.
         arrow = {name: digest for name, digest in outputs.items() if name.endswith(".arrow")}
-        sources = [{key: source[key] for key in ("repository", "commit", "license_file")}
+        sources = [{key: source.get(key) for key in ("repository", "commit", "license_file", "license")}
                    for source in (raw_manifest or {}).get("sources", [])]
         write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(arrow),
                        inputs={args.input_file.name: sha256_file(args.input_file)}, counts=dict(counts),
@@ -164,6 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--keep_large_values", action="store_true",
         help=f"keep examples with {MAX_DIGIT_RUN} digits or {MAX_UNBROKEN_RUN} characters without white "
              "space in a row")
+    add("--drop_secrets", action="store_true",
+        help="leave out files that hold private keys or tokens of well-known services (default: count them)")
     add("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
     add("--limit", type=non_negative_int, default=0,
         help="read only so many files; 0: all (default: %(default)s)")

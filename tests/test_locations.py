@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from parsing_runs import MAIN, Repository, Result
 
+from pipeline.sources.locations import split_location
+
 
 def test_several_sources_of_every_kind(tmp_path: Path, parse: Callable[..., Result]) -> None:
     """--repo_url takes only one kind of code base, or mixes up whose files are whose."""
@@ -24,6 +26,37 @@ def test_several_sources_of_every_kind(tmp_path: Path, parse: Callable[..., Resu
         ("plain", "c.kt"), ("bare.git", "a.kt")]
     assert [row["commit"] is None for row in result.provenance] == [False, False, False, True, False]
     assert [source["duplicates"] for source in result.manifest["sources"]] == [[], ["same.kt"], [], ["a.kt"]]
+
+
+@pytest.mark.parametrize(("text", "location", "revision", "folder"), [
+    ("https://h/x.git", "https://h/x.git", None, ""),
+    ("https://h/x.git@v1", "https://h/x.git", "v1", ""),
+    ("https://h/x.git#app/core", "https://h/x.git", None, "app/core"),
+    ("https://h/x.git@feature/a@b#app", "https://h/x.git", "feature/a@b", "app"),
+    ("https://h/x@main", "https://h/x", "main", ""),
+    ("https://h/a@b/x@main", "https://h/a@b/x", "main", ""),
+    ("https://h/x@y.git", "https://h/x@y.git", None, ""),
+    ("https://h/x@y.git@v1", "https://h/x@y.git", "v1", ""),
+    ("https://me:p%40@h/x.git@v1#f", "https://me:p%40@h/x.git", "v1", "f"),
+    ("https://me:p@h/x.git", "https://me:p@h/x.git", None, ""),
+    ("git@h:a/x.git", "git@h:a/x.git", None, ""),
+    ("git@h:a/x.git@v1#f", "git@h:a/x.git", "v1", "f"),
+    ("git@h:a/x@v1", "git@h:a/x", "v1", ""),
+    ("ssh://git@h/x.git@v1", "ssh://git@h/x.git", "v1", ""),
+    ("here@HEAD~1#f", "here", "HEAD~1", "f"), ("here@a@b", "here@a", "b", ""),
+    ("here@a", "here@a", None, ""),
+    ("here#x", "here#x", None, ""), ("here#x#f", "here#x", None, "f"),
+    ("here@h:x.git", "here@h:x.git", None, ""),
+    ("here@main@{1}", "here", "main@{1}", ""), ("here#x@v1", "here#x", "v1", ""),
+    ("here#f", "here", None, "f"),
+    ("missing@v1#f", "missing@v1", None, "f"), ("", "", None, ""), ("@", "@", None, ""), ("#", "", None, "")])
+def test_what_stands_behind_a_location(text: str, location: str, revision: str | None, folder: str,
+                                       tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address with an @ in it is taken apart, or its revision is taken for a part of its name."""
+    for name in ("here", "here@a", "here#x"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert split_location(text) == (location, revision, folder)
 
 
 @pytest.mark.parametrize("kind", ["repository", "plain folder"])

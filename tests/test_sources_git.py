@@ -197,6 +197,38 @@ def test_a_commit_that_a_server_does_not_give(repository: Repository, server: tu
     assert parse(repository.path, options=("--revision", first)).texts == [MAIN.decode()]
 
 
+def test_revisions_of_a_repository_elsewhere(repository: Repository, server: tuple,
+                                             parse: Callable[..., Result],
+                                             parse_failure: Callable[..., str]) -> None:
+    """A commit that a colleague has named by its first digits cannot be read, or another one is."""
+    first = repository.commit({"a.kt": MAIN})
+    repository.git("tag", "v1")
+    middle = repository.commit({"a.kt": b"val second = 2\n"})
+    repository.commit({"a.kt": b"val third = 3\n", "app/b.kt": b"val b = 1\n", "LICENSE": b"free"})
+    url = f"http://user:s3cr%40t@{server[1]}"
+    for revision in ("v1", first, first[:9]):
+        assert parse(f"{url}@{revision}").provenance[0]["commit"] == first
+    part = parse(f"{url}@main#app")
+    assert [(row["path"], row["license_file"]) for row in part.provenance] == [("app/b.kt", "LICENSE")]
+    for revision in ("HEAD~1", middle[:9]):  # which no branch or tag names
+        message = parse_failure(url, options=("--revision", revision))
+        assert message.endswith("code/.git has no such branch, tag or commit (a server knows a commit by its "
+                                "whole identifier alone, and nothing like HEAD~1; a clone on this disk "
+                                "does); its branches: main")
+
+
+def test_a_repository_elsewhere_with_other_names(server: tuple, parse: Callable[..., Result],
+                                                 tmp_path: Path) -> None:
+    """A repository with SHA-256 names is told to be out of reach."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.kt").write_bytes(MAIN)
+    for command in (["init", "-q", "--object-format=sha256"], ["add", "."],
+                    ["-c", "user.name=t", "-c", "user.email=t", "commit", "-q", "-m", "c"]):
+        subprocess.run(["git", "-C", tmp_path / "code", *command], check=True)
+    result = parse(f"http://user:s3cr%40t@{server[1]}")
+    assert (result.texts, len(result.provenance[0]["blob"])) == ([MAIN.decode()], 64)
+
+
 def test_another_git(repository: Repository, tmp_path: Path, run_script: Callable,
                      error_line: Callable[[str], str]) -> None:
     """The git that GIT_PYTHON_GIT_EXECUTABLE names is used for some commands only, or not found."""

@@ -51,6 +51,23 @@ def test_special_tokens_in_the_source_are_text(prepare: Callable[..., Prepared],
     assert any("<|endoftext|>" in prompt + completion for prompt, completion, _ in rows)
 
 
+def test_secrets_are_counted_and_left_out_if_asked(prepare: Callable[..., Prepared], texts: list[str],
+                                                   capsys: pytest.CaptureFixture) -> None:
+    """A token in the code is learned and nobody is told where it stands; or it stays in spite of
+    --drop_secrets."""
+    token = "ghp_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7aB3dE6gH9"
+    marked = texts[3] + f'\nval token = "{token}"\nval other = "{token}"\n'
+    data = prepare([*texts[:3], marked, *texts[4:]])
+    said = capsys.readouterr().out
+    assert "secrets in line 4 (GitHub token 2): --drop_secrets leaves such files out" in said
+    assert token not in said
+    assert (data.counts["files with secrets"], data.counts["secrets, GitHub token"]) == (1, 2)
+    assert any(4 in lines for lines in data.lines.values())
+    data = prepare([*texts[:3], marked, *texts[4:]], "--drop_secrets", output="dropped")
+    assert (data.counts["dropped, holds secrets"], data.counts["files with secrets"]) == (1, 1)
+    assert not any(4 in lines for lines in data.lines.values())
+
+
 def test_a_broken_line_is_named_by_worker_processes_too(tmp_path: Path, tokenizer_folder: Path,
                                                         run_script: Callable,
                                                         error_line: Callable[[str], str]) -> None:

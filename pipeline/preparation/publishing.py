@@ -56,9 +56,9 @@ def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Co
               *([f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON "
                  "object a line.", ""] if args.publish_raw else []),
               "## Sources", "",
-              "| repository | commit | licence file |", "|---|---|---|"]
-    lines += [f"| {s['repository']} | {s['commit'] or ''} | {s['license_file'] or 'not found'} |"
-              for s in manifest["sources"]]
+              "| repository | commit | licence | its file |", "|---|---|---|---|"]
+    lines += [f"| {s['repository']} | {s['commit'] or ''} | {s.get('license') or 'not known'} "
+              f"| {s['license_file'] or 'not found'} |" for s in manifest["sources"]]
     lines += ["", "The code keeps the licences of these sources.", "", "## Counts", "", "| | |", "|---|---:|"]
     lines += [f"| {name} | {number:,} |" for name, number in sorted(counts.items())]
     return "\n".join([*lines, "", "## Leakage from train into test", "", *leakage_table(leakage)]) + "\n"

@@ -28,6 +28,7 @@ from pipeline.preparation.encoding import byte_lengths, encode
 from pipeline.preparation.leakage import measure_leakage
 from pipeline.preparation.provenance import Origin, origins
 from pipeline.progress import progress
+from pipeline.secrets_scan import find_secrets, listed
 
 BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one
 # What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
@@ -83,15 +84,21 @@ class Found(NamedTuple):
     digest: bytes
     signature: np.ndarray | None
     packed: bytes
+    secrets: Counter  # how often each kind stands in its text
 
 
 def packed_files(path: Path, first_line: int, lines: list[bytes], places: list[Origin]) -> list[Found]:
-    """Return `clean_files` packed: the parent only copies the pickled files to its spool."""
-    def packed(file: CleanFile) -> bytes:
-        return b"" if file.reason else pickle.dumps(file._replace(signature=None), protocol=5)
-
-    return [Found(file.source_line, file.reason, file.origin, file.digest, file.signature, packed(file))
-            for file in clean_files(path, first_line, lines, places)]
+    """Return `clean_files` packed, searched for secrets: the parent only copies the pickled files to its
+    spool."""
+    found = []
+    for file in clean_files(path, first_line, lines, places):
+        secrets = Counter() if file.reason else find_secrets(file.text)
+        if secrets and _worker["drop_secrets"]:
+            file = CleanFile(file.source_line, "holds secrets", file.origin)
+        packed = b"" if file.reason else pickle.dumps(file._replace(signature=None), protocol=5)
+        found.append(Found(file.source_line, file.reason, file.origin, file.digest, file.signature, packed,
+                           secrets))
+    return found
 
 
 def cut_file(number: int, origin: Origin, text: str, ids: np.ndarray, offsets: np.ndarray) -> CleanFile:
@@ -147,7 +154,8 @@ def batches_of_lines(path: Path, limit: int, advance: Callable[[int], Any],
 @contextlib.contextmanager
 def worker_pool(args: argparse.Namespace, tokenizer_json: str) -> Iterator[ProcessPoolExecutor]:
     """Yield the worker processes, and end them whatever happens."""
-    wanted = ("keep_copyright", "keep_generated", "keep_short", "chunk_tokens", "stride_tokens")
+    wanted = ("keep_copyright", "keep_generated", "keep_short", "chunk_tokens", "stride_tokens",
+              "drop_secrets")
     options = {key: getattr(args, key) for key in wanted}
     # Spawned, not forked: a fork would copy threads and locks of libraries in an undefined state.
     pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"),
@@ -170,12 +178,16 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
     """Clean every file, put those that can serve into `spool`, and return their digests and signatures."""
     digests: list[bytes] = []
     signatures = bytearray()  # one block that grows: a list of arrays would be there twice when joined
+    with_secrets: dict[str, Counter] = {}
     with (origins(args.input_file) as places,
           progress(total=args.input_file.stat().st_size, unit="B", scaled=True, desc="cleaning") as bar):
         tasks = batches_of_lines(args.input_file, args.limit, bar.update, places)
         for files in map_in_order(pool, packed_files, tasks, window=3 * args.num_proc):
             for file in files:
                 counts["files read"] += 1
+                if file.secrets:
+                    place = file.origin.path or f"line {file.source_line}"
+                    with_secrets.setdefault(place, Counter()).update(file.secrets)
                 if file.reason:
                     counts[f"dropped, {file.reason}"] += 1
                     continue
@@ -183,6 +195,11 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
                 signatures += file.signature.tobytes()
                 spool.write(file.packed)
     spool.flush()
+    if with_secrets:
+        counts["files with secrets"] = len(with_secrets)
+        counts.update({f"secrets, {kind}": n for kind, n in sum(with_secrets.values(), Counter()).items()})
+        print(f"secrets in {listed(with_secrets)}: "
+              + ("left out" if args.drop_secrets else "--drop_secrets leaves such files out"))
     return digests, np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
 
 

@@ -1,5 +1,6 @@
 """What a --repo_url names: a repository, near or far, a folder of one, a plain folder, or one of clones."""
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -17,22 +18,23 @@ from pipeline.sources.local import (
 from pipeline.sources.selection import Selection
 from pipeline.sources.source import Request, Source, local_path
 
+USER_AT_HOST = re.compile(r"[^/@#]+@[^/@#:]+:")  # git@example.org:..., also where there is a folder `git`
+
 
 def split_location(text: str) -> tuple[str, str | None, str]:
     """Return (location, revision, folder) of `LOCATION[@REVISION][#FOLDER]`.
 
-    A path that exists as it stands has neither, and one with an `@` or `#` in its name is taken up to the
-    last that leaves one that exists.  In a URL, the revision stands behind the first `.git@`, else behind the
-    last `@` of its path; one that itself ends in .git is no revision.
+    A path is taken as far as it exists, for its own name may hold an `@` or `#`.  In a URL, the revision
+    stands behind the first `.git@`, else behind the last `@` of its path; one that itself ends in .git is no
+    revision.
     """
     if local_path(text):
         return text, None, ""
-    for base, folder in ((text, ""), _split_at(text, "#")):
-        if local_path(base):
-            return base, None, folder
-        for end in reversed([i for i, letter in enumerate(base) if letter == "@"]):
-            if base[:end] and local_path(base[:end]):
-                return base[:end], base[end + 1:], folder
+    marks = [] if USER_AT_HOST.match(text) else [i for i in range(1, len(text)) if text[i] in "@#"]
+    for end in reversed(marks):
+        if local_path(text[:end]):
+            revision, folder = _split_at(text[end + 1:], "#") if text[end] == "@" else ("", text[end + 1:])
+            return text[:end], revision or None, folder
     base, folder = _split_at(text, "#")
     start = base.find("/", base.find("://") + 3) if "://" in base else base.find(":")
     head, path = base[:max(start, 0)], base[max(start, 0):]
