@@ -53,7 +53,7 @@ def benchmark(args: argparse.Namespace) -> None:
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
     from pipeline import models
-    from pipeline.evaluation import candidates, published_scores, reporting
+    from pipeline.evaluation import candidates, middles, published_scores, reporting
     from pipeline.evaluation.comparison import evaluate, score_set
     from pipeline.evaluation.processes import join_processes
     from pipeline.evaluation.sets import fit_budgets, make_tasks
@@ -79,7 +79,8 @@ def benchmark(args: argparse.Namespace) -> None:
         check_vllm(sources, processes.number)
     precision, device = models.choose_precision(args.precision), models.device_name()
     tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
-    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes)
+    infilled = args.suffix_tokens and middles.choose_formats(sources, tokenizers, fine_tuned_manifest)
+    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, sources if infilled else ())
     fit_budgets(tasks, sources)
     if processes.rank == 0:
         sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
@@ -139,6 +140,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--context_tokens", type=non_negative_int, nargs="+", default=[0, 512],
         help="the Kotlin set is asked once behind so many tokens of the file for each number given, on the "
              "same examples; 0: behind one chunk (default: 0 512)")
+    add("--suffix_tokens", type=non_negative_int, default=256,
+        help="where the models can fill in the middle, the Kotlin set with the longest context is asked "
+             "again with at most so many tokens of the text behind each completion; 0: not (default: "
+             "%(default)s)")
     add("--sample", type=non_negative_int,
         help="examples drawn from each set; 0: all (default: 500, or 200 on a CPU that would need more than "
              "half an hour for 500)")

@@ -66,13 +66,13 @@ def merge(args: argparse.Namespace) -> None:
     quiet_libraries()
     if args.gguf:
         gguf_file.check_gguf(base_folder, base_name)
-    pairs = adapter.read_adapter(adapter_folder, config)
+    pairs, rows = (read(adapter_folder, config) for read in (adapter.read_adapter, adapter.read_token_rows))
     shards = mergeable.base_tensors(base_folder, base_name)
     nf4 = args.base == "nf4"
-    targets = lora_merge.locate_targets(pairs, [t for shard in shards for t in shard], base_folder, nf4)
+    targets = lora_merge.locate_targets(pairs, [t for shard in shards for t in shard], base_folder, nf4, rows)
     check_space(args, sum(t.size for shard in shards for t in shard))
     print(f"base model {base_name} ({'its NF4 values' if nf4 else 'its checkpoint'}), "
-          f"{len(pairs)} matrices to merge")
+          f"{len(pairs)} matrices{f' and {len(rows.tokens)} embeddings' if rows else ''} to merge")
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
         merged = lora_merge.write_model(base_folder, adapter_folder, folder, targets, shards, args.dtype, nf4)
         name = args.hf_repository if on_hub else args.output_dir.name

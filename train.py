@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> None:
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
     first_process = settings.process_index == 0
-    model = make_model(args, precision, tokenizer, data.highest_token())
+    model = make_model(args, precision, tokenizer, data.highest_token(), data.trained_tokens())
     data.identities["base_model_hash"] = models.model_hash(args.model_name_or_path, args.model_revision)
 
     with output_lock(args.output_dir) if first_process else contextlib.nullcontext():
@@ -162,6 +162,16 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--end_of_text", choices=("file_ends", "always"), default="file_ends",
                        help="where the end-of-text token is learned: where a file ends, or, of pairs, behind "
                             "every completion (default: %(default)s)")
+    learn.add_argument("--fim_rate", type=fraction, default=0.0,
+                       help="share of the sequences that are written as prefix, suffix and middle, so that "
+                            "the model learns to fill in between what stands before and behind the cursor "
+                            "(default: %(default)s)")
+    learn.add_argument("--fim_order", choices=("psm", "spm"),
+                       help="prefix, suffix, middle, or suffix, prefix, middle (default: as the model's "
+                            "family publishes it; psm with --fim_tokens)")
+    learn.add_argument("--fim_tokens", nargs=3, metavar=("PREFIX", "SUFFIX", "MIDDLE"),
+                       help="entries of the vocabulary that mark the parts; where the model does not know "
+                            "them, their embeddings are trained (default: its family's tokens)")
     learn.add_argument("--max_train_samples", type=non_negative_int, default=100_000,
                        help="sequences or pairs drawn from the train split; 0: all (default: %(default)s)")
     learn.add_argument("--max_validation_samples", type=non_negative_int, default=500,

@@ -15,6 +15,7 @@ class Cut:
     """A pair of the data set in its file."""
     before: str  # the file up to where the completion begins
     ends_file: bool  # whether the completion is the last of the file
+    after: str = ""  # the file from where the completion ends
 
 
 class FileTexts:
@@ -35,7 +36,7 @@ class FileTexts:
         text, end = self.files[row]["text"], start + len(prompt) + len(completion)
         if text[start:end] != prompt + completion:
             return None
-        return Cut(text[:start + len(prompt)], end == len(text))
+        return Cut(text[:start + len(prompt)], end == len(text), text[end:])
 
 
 def each_cut(pairs: dict[str, list], files: FileTexts | None) -> Iterator[Cut | None]:
@@ -86,6 +87,22 @@ def _first_that_fits(places: Any, fits: Callable[[int], bool]) -> int | None:
         else:
             low = middle + 1
     return places[low] if low < len(places) else None
+
+
+def first_lines(tokenizer: Any, texts: Iterable[str], tokens: int) -> list[str]:
+    """Return the first whole lines of each text that have at most `tokens` tokens of the tokenizer, or the
+    beginning of the first line where that does not fit."""
+    def shortened(text: str) -> str:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if len(ids) <= tokens:
+            return text
+        kept = tokenizer.decode(ids[:tokens], skip_special_tokens=False).rstrip("\ufffd")
+        # what a tokenizer takes away at a text's beginning would shift the end: it is found in the text
+        length = len(kept) + max(0, text.find(kept[:40]))
+        end = text.rfind("\n", 0, length)
+        return text[:end + 1] if end >= 0 else text[:length]
+
+    return [shortened(text) for text in texts]
 
 
 def contexts_of(tokenizer: Any, befores: Iterable[str], tokens: int) -> list[str]:

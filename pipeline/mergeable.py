@@ -26,7 +26,7 @@ PLAIN_SETTINGS = {
     "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_core", "peft_type",
     "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-    "task_type", "use_rslora"}
+    "task_type", "trainable_token_indices", "use_rslora"}
 # How A and B may have begun.  PiSSA, OLoRA, CorDA and LoftQ also change the base's weights, which are then no
 # longer those of the base model's files.
 PLAIN_BEGINNINGS = (True, False, None, "gaussian", "orthogonal")
@@ -63,10 +63,24 @@ def check_plain_lora(config: dict[str, Any], where: str) -> None:
                             "path_initial_model_for_weight_conversion); nothing was written")
     if config.get("bias") not in (None, "none"):
         raise PipelineError(f"{where}: bias is {config['bias']!r}: trained biases cannot be merged here")
+    trained_tokens(config, where)
     for setting in sorted(set(config) - PLAIN_SETTINGS):
         if config[setting]:
             raise PipelineError(f"{where}: {setting} is set, which cannot be merged here; nothing was "
                                 "written")
+
+
+def trained_tokens(config: dict[str, Any], where: str) -> dict[str | None, list[int]]:
+    """Return {layer: tokens} of the embeddings that were trained with an adapter, the layer None where that
+    is the input embedding; PipelineError where the setting is damaged."""
+    setting = config.get("trainable_token_indices") or {}
+    layers = setting if isinstance(setting, dict) else {None: setting}
+    for tokens in layers.values():
+        whole = isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+        if not whole or not tokens or len(set(tokens)) < len(tokens):
+            raise PipelineError(f"{where}: trainable_token_indices is {setting!r}, not numbers of tokens, "
+                                "each once; train or download the adapter again")
+    return layers
 
 
 def _check_numbers(config: dict[str, Any], where: str) -> None:
@@ -179,3 +193,27 @@ def stored_weight(module: str, model: Any, stored: dict[str, StoredTensor], wher
         raise PipelineError(f"the weight of the adapter's module {module} is not in the files of {where}; "
                             "nothing was written")
     return weight
+
+
+def stored_embeddings(model: Any, stored: dict[str, StoredTensor], where: Path) -> tuple[str, list[str]]:
+    """Return the module of a model's input embedding and the names of the stored tensors that hold its
+    weight: one, or two where the output head shares it and the files have both.
+
+    Raises PipelineError where rows of it cannot be replaced.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    module = next(name for name, found in model.named_modules() if found is embedding)
+    tied = head is not None and head.weight is embedding.weight
+    # PEFT computes a tied head from its weight alone
+    other_head = tied and (type(head) is not torch.nn.Linear or head.bias is not None)
+    if not isinstance(embedding, torch.nn.Embedding) or other_head:
+        raise PipelineError(f"{where}: its embedding ({type(embedding).__name__}), or the head that shares "
+                            "its weight, is not a plain one; embeddings of tokens cannot be trained and "
+                            "merged here: use tokens that the model knows, or another model")
+    sides = [module, *(name for name, found in model.named_modules() if tied and found is head)]
+    names = [next((name for name in (f"{side}.weight", f"{side.partition('.')[2]}.weight") if name in stored),
+                  None) for side in sides]
+    if (names[0] is None and not tied) or not any(names):
+        raise PipelineError(f"the weight of the embedding {module} is not in the files of {where}; nothing "
+                            "was written")
+    return module, [name for name in names if name]

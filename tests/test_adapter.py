@@ -34,7 +34,8 @@ def test_scale(module: str, config: dict[str, Any], scale: float) -> None:
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens"),
     ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
-    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"), ({"lora_bias": True}, "lora_bias")])
+    ({"trainable_token_indices": {"lm_head": [1, 2]}}, "those of the input embedding"),
+    ({"lora_bias": True}, "lora_bias")])
 def test_what_is_not_plain_lora_is_refused(settings: dict[str, Any], named: str, tmp_path: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     """A part of the adapter is left out of the merge without a word."""

@@ -28,8 +28,11 @@ ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = ("--num_train_epochs", 2, "--examples_per_step", 2, "--save_steps", 2, "--eval_steps", 3,
                "--lora_dropout", 0.1)
 # 12 examples to train on in both: of a data set without files, and sequences of whole files
-FOLDERS = {"pairs": "dataset_folder", "files": "files_folder"}
-SAMPLES = {"pairs": (), "files": ("--sequence_tokens", 80, "--max_train_samples", 12)}
+FOLDERS = {"pairs": "dataset_folder", "files": "files_folder", "middles": "files_folder"}
+SEQUENCES = ("--sequence_tokens", 80, "--max_train_samples", 12)
+# middles marked by tokens of bytes that no text has, whose embeddings are trained
+SAMPLES = {"pairs": (), "files": SEQUENCES,
+           "middles": (*SEQUENCES, "--fim_rate", 0.6, "--fim_tokens", "\u0100", "\u0101", "\u0102")}
 
 # train.py, but waiting at a step of the second epoch so that the signal certainly comes while it trains.
 WAITING_RUN = """
@@ -67,6 +70,7 @@ def undisturbed(model_folder: Path, request: pytest.FixtureRequest,
 @pytest.mark.parametrize(("number", "code", "train_on", "quantization"), [
     (signal.SIGTERM, 143, "files", "none"), (signal.SIGTERM, 143, "pairs", "none"),
     (signal.SIGKILL, -signal.SIGKILL, "files", "none"), (signal.SIGKILL, -signal.SIGKILL, "pairs", "none"),
+    (signal.SIGKILL, -signal.SIGKILL, "middles", "none"),
     (signal.SIGKILL, -signal.SIGKILL, "files", "nf4")])
 def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int, train_on: str,
                                               quantization: str, model_folder: Path, tmp_path: Path,
@@ -98,7 +102,7 @@ def test_resumed_run_ends_with_the_same_bytes(number: signal.Signals, code: int,
     train.main([*arguments, "--resume"])
     assert "going on from" in capsys.readouterr().out
     assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == expected
-    assert manifest_of(tmp_path / "adapter")["arguments"]["train_on"] == train_on
+    assert manifest_of(tmp_path / "adapter")["arguments"]["train_on"] == train_on.replace("middles", "files")
     steps = [row["step"] for row in curve_of(tmp_path / "adapter") if "train_loss" in row]
     assert steps == list(range(1, 13))
     assert not list((tmp_path / "adapter.checkpoints").glob("*"))

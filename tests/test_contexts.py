@@ -88,10 +88,10 @@ def files() -> FileTexts:
 
 
 @pytest.mark.parametrize(("line", "start", "prompt", "completion", "expected"), [
-    (7, 0, "abc", "def", Cut("abc", False)),
+    (7, 0, "abc", "def", Cut("abc", False, "gh")),
     (7, 2, "cd", "efgh", Cut("abcd", True)),
     (3, 0, "🙂 a", "\nb", Cut("🙂 a", True)),
-    (3, 2, "a", "\n", Cut("🙂 a", False)),
+    (3, 2, "a", "\n", Cut("🙂 a", False, "b")),
     (7, 0, "abc", "xyz", None),  # another text
     (7, 1, "abc", "def", None),  # elsewhere in it
     (7, 6, "gh", "ij", None),  # beyond its end
@@ -109,7 +109,7 @@ def test_pairs_without_files_or_places_have_no_cuts(files: FileTexts) -> None:
     pairs = {"prompt": ["abc", "x"], "completion": ["def", "y"], "source_line": [7, 7]}
     assert find_cuts(pairs, files) == [None, None]
     assert find_cuts(pairs | {"start": [0, 0]}, None) == [None, None]
-    assert find_cuts(pairs | {"start": [0, 0]}, files) == [Cut("abc", False), None]
+    assert find_cuts(pairs | {"start": [0, 0]}, files) == [Cut("abc", False, "gh"), None]
 
 
 def test_every_pair_of_a_data_set_is_found(files_folder: Path) -> None:

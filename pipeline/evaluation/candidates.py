@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.errors import PipelineError, looks_like_path
 from pipeline.files import MANIFEST, combined_hash, sha256_file
 from pipeline.hub import hub_errors, hub_files
+from pipeline.infilling import InfillingFormat
 from pipeline.manifests import MODEL_FILES, check_manifest
 from pipeline.mergeable import read_adapter_json
 from pipeline.models import torch_dtype
@@ -26,6 +27,7 @@ class ModelSource:
     adapter: str | None = None  # its folder, if it is one
     commit: str | None = None  # on the hub
     weights_hash: str | None = None  # of a folder's weights alone
+    infilling: InfillingFormat | None = None  # in which it is asked for the middle, where it can be
 
 
 def identify_model(name: str, revision: str | None) -> ModelSource:

@@ -14,6 +14,7 @@ from pipeline.evaluation.baselines import against_baselines
 from pipeline.evaluation.candidates import ModelSource, load_model
 from pipeline.evaluation.decoding import generate_batch
 from pipeline.evaluation.losses import reference_losses
+from pipeline.evaluation.middles import task_of
 from pipeline.evaluation.predictions import predict, prediction_header
 from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.scores import LOSS, Scores, compare
@@ -43,15 +44,16 @@ def evaluate(sources: list[ModelSource], tasks: list[Task], args: argparse.Names
         if args.engine == "vllm":
             writer = functools.cache(lambda source=source: load_vllm(source, precision))
             generate = generate_with_vllm
+        asked = [task_of(task, source) for task in tasks]
         headers = {task.name: prediction_header(task, source, sources[0], args, precision, device, tokenizer)
-                   for task in tasks}
-        for task in tasks:
+                   for task in asked}
+        for task in asked:
             predictions[which, task.name], ended[which, task.name] = predict(
                 source, writer, tokenizer, task, headers[task.name], folder, args.batch_size, generate,
                 processes)
         if writer is not model:
             writer.cache_clear()
-        for task in tasks:
+        for task in asked:
             losses[which, task.name] = reference_losses(source, model, tokenizer, task, headers[task.name],
                                                         folder, processes)
         model.cache_clear()

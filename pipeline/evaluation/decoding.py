@@ -157,7 +157,7 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
     """
     prompts, device = fit_context(prompts, model, task), model.device
     check_tokens_known(model, tokenizer, max((max(prompt, default=0) for prompt in prompts), default=0))
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer) | task.stops
     written = [Continuation(tokenizer, task, ends, prompt) for prompt in prompts]
     if not rows_can_leave(model):
         generate_by_library(model, prompts, written, task, tokenizer.eos_token_id)

@@ -10,7 +10,8 @@ from pipeline.evaluation.cache import rows_can_leave
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, prediction_file
-from pipeline.evaluation.tasks import Task, prompts_of
+from pipeline.evaluation.tasks import Task, prompt_ids, prompts_of
+from pipeline.infilling import encode_within
 from pipeline.models import left_padded, max_positions
 from pipeline.tokenizers import encode_pairs
 
@@ -52,8 +53,11 @@ def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: A
     header = {"loss": "reference", "tokens": "of the running text", "batch_tokens": LOSS_BATCH_TOKENS,
               **{key: header[key] for key in keys}}
     file = prediction_file(folder, source, task, header).with_suffix(".losses.jsonl")
-    pairs = encode_pairs(tokenizer, prompts_of(task, tokenizer),
-                         [example.completion for example in task.examples])
+    texts = [example.completion for example in task.examples]
+    if task.encode:
+        pairs = prompt_ids(task, tokenizer), encode_within(tokenizer, texts)
+    else:
+        pairs = encode_pairs(tokenizer, prompts_of(task, tokenizer), texts)
     rows = [(prompt or [tokenizer.eos_token_id], completion)
             for prompt, completion in zip(*pairs, strict=True)]
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]

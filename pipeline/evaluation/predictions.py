@@ -17,8 +17,8 @@ from pipeline.evaluation.decoding import (
 )
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, note_other_settings, prediction_file
-from pipeline.evaluation.tasks import Task, prompts_of
-from pipeline.tokenizers import encode_prompts, tokenizer_identity
+from pipeline.evaluation.tasks import Task, prompt_ids
+from pipeline.tokenizers import tokenizer_identity
 
 
 def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task, header: dict[str, Any],
@@ -29,9 +29,7 @@ def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task:
 
     `model` loads the model, and is called only if something is missing.
     """
-    # a model has to go on from something, even where the prompt is empty
-    prompts = [ids or [tokenizer.eos_token_id]
-               for ids in encode_prompts(tokenizer, prompts_of(task, tokenizer))]
+    prompts = prompt_ids(task, tokenizer)
     file, at_most = prediction_file(folder, source, task, header), batch_size
     if processes.rank == 0:
         note_other_settings(file, header)

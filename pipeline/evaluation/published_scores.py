@@ -55,6 +55,7 @@ def card_results(metrics: dict[str, Any], tasks: list[Task]) -> list[EvalResult]
         entry = metrics["sets"][task.name]
         language, *behind = task.name.split(", ")  # e.g. "512 tokens of context"
         kind = f"_behind_{task.context_tokens}_tokens" if task.context_tokens else ""
+        kind += "_infilling" if task.suffix_tokens else ""
         for score in (score for score in CARD_METRICS if score in entry["scores"]):
             cell = entry["scores"][score]
             results.append(EvalResult(

@@ -76,8 +76,8 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
              f"randomization; * significant at {SIGNIFICANT}; of the loss, less is better; next line: the "
              "first of the completion that holds anything"]
     notes += [f"{name}: {entry['signature']}" for name, entry in metrics["sets"].items()]
-    notes += [f"{name}: {entry['reference_ended']:.1f} % of the references end there (their file, or the "
-              f"method), which \"{ENDED}\" of the predictions is to be compared with"
+    notes += [f"{name}: {entry['reference_ended']:.1f} % of the references end there (their file, the "
+              f"method, or the middle), which \"{ENDED}\" of the predictions is to be compared with"
               for name, entry in metrics["sets"].items() if "reference_ended" in entry]
     if any(entry.get("baselines") for entry in metrics["sets"].values()):
         notes.append("trivial baselines: the line before; as many last lines of the prompt as the median "

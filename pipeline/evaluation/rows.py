@@ -25,6 +25,7 @@ def prediction_file(folder: Path, source: ModelSource, task: Task, header: dict[
     model = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
     set_name = task.name.split()[0].strip(",").lower() + (f"-{task.context_tokens}" if task.context_tokens
                                                           else "")
+    set_name += "-infilling" if task.suffix_tokens else ""
     return folder / f"{model}.{set_name}.{digest}.jsonl"
 
 

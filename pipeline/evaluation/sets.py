@@ -1,30 +1,39 @@
 """The sets that the models are asked: Python once, and Kotlin behind each length of context."""
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.codexglue import codexglue_task
+from pipeline.evaluation.middles import infilling_task
 from pipeline.evaluation.planning import choose_sample
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.tasks import Task, chunk_tokens, kotlin_task
 from pipeline.models import context_length
 
+MARKS = 8  # tokens of a prompt that mark its parts and begin it, at most
+
 
 def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, precision: str,
-               processes: Processes = ALONE) -> list[Task]:
+               processes: Processes = ALONE, infilling: Sequence[ModelSource] = ()) -> list[Task]:
     """Return the tasks, the same in all processes; `tokenizer`, the base's, counts the context of the prompts
-    that are shown."""
+    that are shown.  `infilling`: the models, where they are to be asked for the middle too."""
     contexts = list(dict.fromkeys(args.context_tokens))
     budget = args.max_new_tokens or chunk_tokens(args.dataset)
     # a measured rate differs between processes, and so might what is drawn
-    sample = processes.agree(lambda: choose_sample(args.sample, base, contexts, budget, precision))
+    lengths = contexts + [max(contexts) + args.suffix_tokens] * bool(infilling)
+    sample = processes.agree(lambda: choose_sample(args.sample, base, lengths, budget, precision))
     if args.sample is None and processes.rank == 0:
         print(f"{sample} examples of each set (--sample chooses)", file=sys.stderr)
     kotlin = [kotlin_task(args.dataset, sample, args.seed, budget, context, tokenizer)
               for context in contexts]
     if not any(kotlin):  # a context was asked for that the data set does not give
         kotlin = [kotlin_task(args.dataset, sample, args.seed, budget)]
+    kotlin = list(filter(None, kotlin))
+    if infilling:
+        longest = max(kotlin, key=lambda task: task.context_tokens)
+        kotlin.append(infilling_task(longest, args.suffix_tokens, infilling))
     return [codexglue_task(args.codexglue_file, sample, args.seed), *filter(None, kotlin)]
 
 
@@ -38,3 +47,11 @@ def fit_budgets(tasks: list[Task], sources: list[ModelSource]) -> None:
             print(f"note: {task.name}: a budget of {task.max_new_tokens} new tokens leaves no room for a "
                   f"prompt in the context of {shortest}; it is {shortest // 2}", file=sys.stderr)
             task.max_new_tokens = shortest // 2
+        # where a prompt is too long it loses its beginning, which of these would be a mark
+        room = (shortest or sys.maxsize) - task.max_new_tokens - MARKS
+        if task.suffix_tokens and task.context_tokens + task.suffix_tokens > room:
+            task.suffix_tokens = max(1, min(task.suffix_tokens, room // 3))
+            task.context_tokens = min(task.context_tokens, max(1, room - task.suffix_tokens))
+            task.asked.clear()  # which was made with more
+            print(f"note: {task.name}: the context of {shortest} tokens has room for {task.context_tokens} "
+                  f"before the cut and {task.suffix_tokens} behind", file=sys.stderr)

@@ -12,8 +12,10 @@ from pipeline.contexts import FileTexts, contexts_of, find_cuts
 from pipeline.datasets import draw, load_examples, load_files
 from pipeline.errors import PipelineError
 from pipeline.hub import find_manifest
+from pipeline.tokenizers import encode_prompts
 
 DEFAULT_CHUNK_TOKENS = 100
+SUFFIX_KEPT = 1024  # tokens of the text behind a completion
 CHARACTERS_KEPT = 40  # of a file, for each token of context: more than any language has
 
 
@@ -36,6 +38,7 @@ class Example:
     ends: bool | None = True
     before: str = ""  # what stands before it, for a prompt of `Task.context_tokens`
     chunk: str = ""  # the pair's own prompt, where `prompt` is a longer one
+    after: str | None = None  # what stands behind the completion in its file
 
 
 @dataclass
@@ -54,6 +57,10 @@ class Task:
     lines: Callable[[str], Iterable[str]] = text_lines  # of a text that is not yet normalized
     # what models are asked with, by their tokenizers (`prompts_of`)
     asked: list[tuple[Any, list[str]]] = field(default_factory=list)
+    # makes the token ids of prompts with a tokenizer, where more stands in them than `prompts_of` says
+    encode: Callable[[Any, list[str]], list[list[int]]] | None = None
+    suffix_tokens: int = 0  # of the text behind the completion
+    stops: frozenset[int] = frozenset()  # tokens that end a prediction beside the end of text
 
 
 def first_line(text: str, normalize: Callable[[str], str],
@@ -88,6 +95,14 @@ def prompts_of(task: Task, tokenizer: Any) -> list[str]:
     return next(prompts for known, prompts in task.asked if known is tokenizer)
 
 
+def prompt_ids(task: Task, tokenizer: Any) -> list[list[int]]:
+    """Return the token ids of what a model with this tokenizer is asked with; at least one, because a model
+    has to go on from something."""
+    texts = prompts_of(task, tokenizer)
+    ids = task.encode(tokenizer, texts) if task.encode else encode_prompts(tokenizer, texts)
+    return [prompt or [tokenizer.eos_token_id] for prompt in ids]
+
+
 def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, context_tokens: int = 0,
                 tokenizer: Any = None) -> Task | None:
     """Return the task of the data set's test split; `max_new_tokens` 0: the length of its chunks.
@@ -112,6 +127,7 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     examples = [Example(str(number), prompt, fold_white_space(completion),
                         first_line(completion, fold_white_space), int(group), completion,
                         ends=cut and cut.ends_file, chunk=prompt,
+                        after=cut and cut.after[:CHARACTERS_KEPT * SUFFIX_KEPT],
                         before=cut.before[-CHARACTERS_KEPT * context_tokens:] if context_tokens else "")
                 for number, prompt, completion, group, cut
                 in zip(chosen, rows["prompt"], rows["completion"], groups, cuts, strict=True)]

@@ -57,7 +57,7 @@ def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]],
     """
     from vllm import SamplingParams, TokensPrompt  # as above
 
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer) | task.stops
     sampling = SamplingParams(temperature=0.0, max_tokens=task.max_new_tokens, stop_token_ids=sorted(ends),
                               detokenize=False)
     prompts = fit_context(prompts, model, task)

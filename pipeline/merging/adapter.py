@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from pipeline.errors import PipelineError, looks_like_path
 from pipeline.hub import hub_errors, hub_files
-from pipeline.mergeable import ADAPTER_CONFIG, check_plain_lora, read_adapter_json
+from pipeline.mergeable import ADAPTER_CONFIG, check_plain_lora, read_adapter_json, trained_tokens
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules
 LORA_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+TOKEN_TENSOR = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta")
 
 
 @dataclass
@@ -26,6 +27,15 @@ class LoraPair:
     module: str
     transposed: bool = False  # the module stores its weight as (inputs, outputs), as GPT-2's Conv1D does
     quantized: bool = True  # training with NF4 quantizes the module: all linear layers but the head
+
+
+@dataclass
+class TokenRows:
+    """Embeddings of tokens that were trained: they take the place of the base model's."""
+    tokens: list[int]
+    rows: Any  # float32, of shape (tokens, hidden size)
+    module: str
+    quantized: bool = False  # NF4 leaves embeddings and head alone
 
 
 def is_merged_repository(name: str) -> bool:
@@ -81,18 +91,47 @@ def lora_scale(config: dict[str, Any], module: str) -> float:
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
 
 
-def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, LoraPair]:
-    """Return {name of the base model's module: its adapter}.
-
-    Raises PipelineError naming a tensor that is neither A nor B.
-    """
-    sides: dict[str, dict[str, Any]] = {}
+def load_tensors(folder: Path) -> dict[str, Any]:
+    """Return the tensors of an adapter's file; PipelineError where it is not whole."""
     try:
-        tensors = load_file(folder / ADAPTER_WEIGHTS)
+        return load_file(folder / ADAPTER_WEIGHTS)
     except SafetensorError as error:
         raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: not a whole safetensors file ({error}); train or "
                             "download it again") from None
-    for name, tensor in tensors.items():
+
+
+def read_token_rows(folder: Path, config: dict[str, Any]) -> TokenRows | None:
+    """Return the embeddings that were trained with the adapter; None without any.
+
+    Raises PipelineError where they are more than rows of one layer, or are not those that the configuration
+    names.
+    """
+    layers = trained_tokens(config, str(folder / ADAPTER_CONFIG))
+    found = {match["module"].removeprefix(PREFIX): tensor for name, tensor in load_tensors(folder).items()
+             if (match := TOKEN_TENSOR.fullmatch(name))}
+    if not layers and not found:
+        return None
+    if len(layers) != 1 or len(found) != 1:
+        raise PipelineError(f"{folder}: {len(layers)} layers with trained tokens are named and {len(found)} "
+                            "are there; those of the input embedding alone can be merged; nothing was "
+                            "written")
+    [(layer, tokens)], [(module, rows)] = layers.items(), found.items()
+    if (layer and module.rpartition(".")[2] != layer.rpartition(".")[2]) or rows.ndim != 2 \
+            or len(rows) != len(tokens):
+        raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: the trained tokens of {module} are not those that "
+                            f"{ADAPTER_CONFIG} names; train or download the adapter again")
+    return TokenRows(tokens, rows.float(), module)
+
+
+def read_adapter(folder: Path, config: dict[str, Any]) -> dict[str, LoraPair]:
+    """Return {name of the base model's module: its adapter}.
+
+    Raises PipelineError naming a tensor that is neither A nor B, nor an embedding (`read_token_rows`).
+    """
+    sides: dict[str, dict[str, Any]] = {}
+    for name, tensor in load_tensors(folder).items():
+        if TOKEN_TENSOR.fullmatch(name):
+            continue
         match = LORA_TENSOR.fullmatch(name.removeprefix(PREFIX))
         if not match or not name.startswith(PREFIX) or tensor.ndim != 2:
             raise PipelineError(f"{folder / ADAPTER_WEIGHTS}: tensor {name} cannot be merged here; nothing "

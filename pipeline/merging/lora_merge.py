@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import PipelineError
-from pipeline.mergeable import linear_layers, stored_weight
-from pipeline.merging.adapter import LoraPair
+from pipeline.mergeable import linear_layers, stored_embeddings, stored_weight
+from pipeline.merging.adapter import LoraPair, TokenRows
 from pipeline.merging.tokenizer import write_tokenizer
 from pipeline.merging.weights import read_rows, safetensors_dtype
 from pipeline.progress import progress
@@ -21,11 +21,13 @@ from pipeline.tokenizers import model_errors
 from pipeline.weight_files import INDEX, SINGLE_FILE, StoredTensor
 
 COPIED_FROM_BASE = ("generation_config.json",)
+Targets = dict[str, LoraPair | TokenRows]  # by the name of the stored tensor
 
 
-def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], folder: Path,
-                   nf4: bool) -> dict[str, LoraPair]:
-    """Return {stored tensor: its adapter}, each adapter once, with `transposed` set and all shapes checked.
+def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], folder: Path, nf4: bool,
+                   rows: TokenRows | None = None) -> Targets:
+    """Return {stored tensor: its adapter}, each adapter once, with `transposed` set and all shapes checked;
+    trained `rows` of the embedding once or, where the head shares it and both are stored, twice.
 
     With `nf4`, the layers that training quantized without giving them an adapter get one of rank 0.
 
@@ -42,7 +44,7 @@ def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], fold
         pairs = {name: LoraPair(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 0.0, name)
                  for name, shape in shapes.items()} | pairs
     stored = {tensor.name: tensor for tensor in tensors}
-    targets: dict[str, LoraPair] = {}
+    targets: Targets = locate_rows(rows, model, stored, folder) if rows else {}
     for module, pair in pairs.items():
         weight = stored_weight(module, model, stored, folder)
         if weight in targets:
@@ -58,14 +60,34 @@ def locate_targets(pairs: dict[str, LoraPair], tensors: list[StoredTensor], fold
     return targets
 
 
-def merged_rows(tensor: StoredTensor, pair: LoraPair | None, dtype: Any, nf4: bool,
+def locate_rows(rows: TokenRows, model: Any, stored: dict[str, StoredTensor], folder: Path) -> Targets:
+    """Return {stored tensor: the rows that are replaced in it}; PipelineError where they do not fit."""
+    module, names = stored_embeddings(model, stored, folder)
+    if rows.module != module:
+        raise PipelineError(f"the adapter's trained tokens are those of {rows.module}; those of the input "
+                            f"embedding, {module}, alone can be merged; nothing was written")
+    for name in names:
+        height, width = stored[name].shape
+        if rows.rows.shape[1] != width or max(rows.tokens) >= height:
+            raise PipelineError(f"the adapter's trained tokens (up to {max(rows.tokens)}, of size "
+                                f"{rows.rows.shape[1]}) do not fit the {name} of {folder}, {height} of size "
+                                f"{width}; is this the right base model?")
+    return dict.fromkeys(names, rows)
+
+
+def merged_rows(tensor: StoredTensor, pair: LoraPair | TokenRows | None, dtype: Any, nf4: bool,
                 stream: IO) -> Iterator[Any]:
     """Yield the output tensor's rows, block by block, in `dtype` (integers keep their own)."""
     if pair is not None and nf4 and pair.quantized:
         yield merge_rows(dequantized_nf4(tensor, stream, pair.transposed), pair, 0).to(dtype)
         return
     for first, block in read_rows(tensor, stream):
-        if pair is not None:
+        if isinstance(pair, TokenRows):
+            block = block.to(dtype)
+            for token, row in zip(pair.tokens, pair.rows, strict=True):
+                if first <= token < first + len(block):
+                    block[token - first] = row.to(dtype)
+        elif pair is not None:
             block = merge_rows(block.float(), pair, first)
         yield block.to(dtype) if block.is_floating_point() else block
 
@@ -86,7 +108,7 @@ def dequantized_nf4(tensor: StoredTensor, stream: IO, transposed: bool) -> Any:
     return restored.T.contiguous() if transposed else restored
 
 
-def write_shard(file: Path, tensors: list[StoredTensor], targets: dict[str, LoraPair], dtype: Any, nf4: bool,
+def write_shard(file: Path, tensors: list[StoredTensor], targets: Targets, dtype: Any, nf4: bool,
                 advance: Callable[[int], Any]) -> tuple[dict[str, int], dict[str, str]]:
     """Write one safetensors file as it is computed.
 
@@ -131,7 +153,7 @@ def main_dtype(tensors: list[StoredTensor]) -> Any:
     return max(size, key=lambda kind: (size[kind], kind.itemsize))
 
 
-def write_model(base: Path, adapter: Path, folder: Path, targets: dict[str, LoraPair],
+def write_model(base: Path, adapter: Path, folder: Path, targets: Targets,
                 shards: list[list[StoredTensor]], dtype_name: str, nf4: bool) -> dict[str, str]:
     """Fill `folder` with the merged weights, the index, the configuration and the adapter's tokenizer.
 

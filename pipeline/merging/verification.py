@@ -8,8 +8,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import PipelineError
-from pipeline.merging.adapter import LoraPair
-from pipeline.merging.lora_merge import dequantized_nf4
+from pipeline.merging.adapter import TokenRows
+from pipeline.merging.lora_merge import Targets, dequantized_nf4
 from pipeline.merging.tokenizer import proof_prompts
 from pipeline.weight_files import StoredTensor
 
@@ -33,15 +33,26 @@ def enough_memory_to_verify(shards: list[list[StoredTensor]]) -> bool:
     return 2 * 4 * elements < psutil.virtual_memory().available
 
 
-def verify(base: Path, adapter: Path, merged: Path, targets: dict[str, LoraPair],
+def with_trained_tokens(prompts: list[list[int]], targets: Targets) -> list[list[int]]:
+    """Return the prompts and, where embeddings were trained, the same with these tokens in them."""
+    tokens = next((found.tokens for found in targets.values() if isinstance(found, TokenRows)), [])
+    size = len(tokens)
+    marked = [[part for i, token in enumerate(tokens)
+               for part in (token, *ids[i * len(ids) // size:(i + 1) * len(ids) // size])] for ids in prompts]
+    return prompts + (marked if tokens else [])
+
+
+def verify(base: Path, adapter: Path, merged: Path, targets: Targets,
            shards: list[list[StoredTensor]], nf4: bool) -> dict[str, float]:
-    """Compare base + adapter, in float32, with the merged model as it is loaded from disk, on VERIFY_PROMPTS.
+    """Compare base + adapter, in float32, with the merged model as it is loaded from disk, on VERIFY_PROMPTS,
+    and where embeddings were trained on these with their tokens too.
 
     Returns the largest difference of a logit, the share of positions with the same top token, and the mean KL
     divergence in nats.  Raises PipelineError above MAX_KL or below MIN_AGREEMENT: rounding to bf16 alone
     stays far within both.
     """
-    prompts = [torch.tensor([ids]) for ids in proof_prompts(base, merged, list(VERIFY_PROMPTS))]
+    texts = proof_prompts(base, merged, list(VERIFY_PROMPTS))
+    prompts = [torch.tensor([ids]) for ids in with_trained_tokens(texts, targets)]
 
     def log_probabilities(model: Any) -> list[Any]:
         with torch.inference_mode():

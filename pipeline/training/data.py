@@ -16,10 +16,11 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.manifests import read_manifest
 from pipeline.training.examples import EncodedExamples, encode_examples, sample_replay
-from pipeline.training.sequences import files_in_random_order, sequences_of
+from pipeline.training.infilled import Infilling, choose_infilling
+from pipeline.training.sequences import files_in_random_order, middles_of, sequences_of
 
 MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
-ONE_CHUNK, REPLAY = "one_chunk", "replay"  # what is validated on besides
+ONE_CHUNK, REPLAY, MIDDLES = "one_chunk", "replay", "infilling"  # what is validated on besides
 
 
 @dataclass
@@ -30,12 +31,18 @@ class Data:
     # other sets that are validated on, by name
     also: dict[str, EncodedExamples] = field(default_factory=dict)
     train_on: str = "pairs"  # or files
-    identities: dict[str, str] = field(default_factory=dict)  # what a resumed run compares
+    identities: dict[str, Any] = field(default_factory=dict)  # what a resumed run compares
+    infilling: Infilling | None = None  # how some sequences are written with a middle
 
     def highest_token(self) -> int:
         """Return the highest number of a token that the model will read."""
         return max(int(examples.ids.max(initial=0)) for examples in (self.train, self.validation,
                                                                      *self.also.values()))
+
+    def trained_tokens(self) -> tuple[int, ...]:
+        """Return the tokens whose embeddings are trained: those of --fim_tokens that the model does not
+        know."""
+        return self.infilling.format.numbers if self.infilling and self.infilling.format.by_hand else ()
 
 
 def note(text: str) -> None:
@@ -68,6 +75,7 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
     `context`: tokens that the model has positions for; None: no bound.
     """
     check_lengths(args, context)
+    infilling = choose_infilling(args, tokenizer)
     if args.replay_fraction and not args.replay_dataset:
         raise PipelineError("--replay_fraction: says how many, but not of what; give a --replay_dataset too")
     splits = ("train", "validation")
@@ -80,9 +88,13 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
             raise PipelineError(f"{args.dataset}: split {split!r} is empty; run preprocess_data.py on more "
                                 "files")
     args.train_on = choose_train_on(args, files)  # for the manifest, and for a run that goes on
+    if infilling and args.train_on != "files":
+        raise PipelineError(f"--fim_rate {args.fim_rate}: middles are cut from whole files; give --train_on "
+                            "files and a data set that has them, or leave --fim_rate out")
     if args.train_on == "files":
-        texts = files_in_random_order(files["train"], args.seed)
-        train = sequences_of(tokenizer, texts, args.max_train_samples, args.sequence_tokens)
+        columns = (files_in_random_order(files["train"], args.seed, column) for column in ("text", "path"))
+        train = sequences_of(tokenizer, next(columns), args.max_train_samples, args.sequence_tokens,
+                             infilling, next(columns))
         if not len(train):
             raise PipelineError(f"{args.dataset}: its files give no sequence; run preprocess_data.py on more "
                                 "files, or give --train_on pairs")
@@ -90,10 +102,23 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
         train = encode_split(args, tokenizer, data["train"], files and files["train"], args.max_train_samples)
     found = Data(train, *encode_validation(args, tokenizer, data["validation"],
                                            files and files["validation"]),
-                 args.train_on, identities)
+                 args.train_on, identities, infilling)
+    if infilling:
+        add_middles(found, args, tokenizer, files["validation"])
     if args.replay_dataset:
         add_replay(found, args, tokenizer, default_replay_fraction)
     return found
+
+
+def add_middles(data: Data, args: argparse.Namespace, tokenizer: Any, files: Any) -> None:
+    """Add middles of validation files to what is validated on; tell of languages without a grammar."""
+    columns = (files_in_random_order(files, args.seed, column) for column in ("text", "path"))
+    middles = middles_of(tokenizer, next(columns), args.max_validation_samples, args.sequence_tokens,
+                         data.infilling, next(columns))
+    data.also |= {MIDDLES: middles} if len(middles) else {}
+    data.identities["infilling"] = data.infilling.format.described()
+    for line in data.infilling.units.missing.values():
+        note(line)
 
 
 def choose_train_on(args: argparse.Namespace, files: Any) -> str:

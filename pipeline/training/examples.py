@@ -22,11 +22,15 @@ class EncodedExamples:
         self.ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         self.prompt_lengths = np.array([len(p) for p in prompts], dtype=np.int64)
         self.lengths = np.diff(self.ends, prepend=0)
+        self.marks: frozenset[int] = frozenset()  # tokens that are no labels anywhere
 
     @classmethod
-    def of_rows(cls, rows: list[np.ndarray], prompt_lengths: list[int]) -> "EncodedExamples":
-        """Return the examples whose ids are `rows`, the first `prompt_lengths` of each without a label."""
+    def of_rows(cls, rows: list[np.ndarray], prompt_lengths: list[int],
+                marks: frozenset[int] = frozenset()) -> "EncodedExamples":
+        """Return the examples whose ids are `rows`, the first `prompt_lengths` of each without a label, and
+        the tokens `marks` wherever they stand."""
         examples = cls([], [])
+        examples.marks = marks
         examples.ids = np.concatenate(rows).astype(np.int32, copy=False) if rows else examples.ids
         examples.ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         examples.prompt_lengths = np.array(prompt_lengths, dtype=np.int64)
@@ -40,16 +44,20 @@ class EncodedExamples:
         joined.ends = np.concatenate([self.ends, other.ends + len(self.ids)])
         joined.prompt_lengths = np.concatenate([self.prompt_lengths, other.prompt_lengths])
         joined.lengths = np.concatenate([self.lengths, other.lengths])
+        joined.marks = self.marks | other.marks
         return joined
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        """Return {"input_ids", "labels"}: the labels of the prompt are IGNORED_LABEL."""
+        """Return {"input_ids", "labels"}: the labels of the prompt and of marks are IGNORED_LABEL."""
         end, length, prompt = self.ends[index], self.lengths[index], self.prompt_lengths[index]
         ids = self.ids[end - length:end].tolist()
-        return {"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + ids[prompt:]}
+        labels = ids[prompt:]
+        if self.marks:
+            labels = [IGNORED_LABEL if token in self.marks else token for token in labels]
+        return {"input_ids": ids, "labels": [IGNORED_LABEL] * prompt + labels}
 
 
 def encode_examples(tokenizer: Any, prompts: list[str], completions: list[str], max_length: int,

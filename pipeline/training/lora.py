@@ -24,10 +24,12 @@ from pipeline.mergeable import (
     check_plain_lora,
     linear_layers,
     loaded_folder,
+    stored_embeddings,
     stored_weight,
 )
 from pipeline.models import check_tokens_known, torch_dtype
 from pipeline.tokenizers import check_local_model, model_errors
+from pipeline.training.token_rows import fuse_token_rows
 
 
 def local_rank() -> int:
@@ -85,14 +87,16 @@ def target_layers(model: Any, targets: list[str]) -> list[str]:
     return chosen
 
 
-def check_mergeable(model: Any, args: argparse.Namespace) -> None:
+def check_mergeable(model: Any, args: argparse.Namespace, trained_tokens: tuple[int, ...] = ()) -> None:
     """Raise PipelineError where merge_lora.py could not merge the adapter that would be trained, by its own
-    code: a layer's weight is not in the files of the base model."""
+    code: a layer's weight is not in the files of the base model, or those of `trained_tokens` are not."""
     name = args.model_name_or_path
     folder = loaded_folder(name, args.model_revision)
     stored = {tensor.name: tensor for tensors in base_tensors(folder, name) for tensor in tensors}
     for module in target_layers(model, args.lora_target_modules):
         stored_weight(module, model, stored, folder)
+    if trained_tokens:
+        stored_embeddings(model, stored, folder)
 
 
 def plain_names(model: Any) -> set[str]:
@@ -121,17 +125,22 @@ def frozen_experts(model: Any) -> int:
                and (p.ndim == 3 or (p.ndim == 2 and "experts." in name)))
 
 
-def make_model(args: argparse.Namespace, precision: str, tokenizer: Any, highest_token: int) -> Any:
+def make_model(args: argparse.Namespace, precision: str, tokenizer: Any, highest_token: int,
+               trained_tokens: tuple[int, ...] = ()) -> Any:
     """Return the base model with the adapters that are trained, after asking whether they can be merged and
-    whether the model knows the tokens of the data."""
+    whether the model knows the tokens of the data.
+
+    `trained_tokens`: those whose embeddings are trained too.
+    """
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
     check_tokens_known(base, tokenizer, highest_token)
-    check_mergeable(base, args)
-    return add_adapters(base, args)
+    check_mergeable(base, args, trained_tokens)
+    return add_adapters(base, args, trained_tokens)
 
 
-def add_adapters(model: Any, args: argparse.Namespace) -> Any:
-    """Return the model with LoRA adapters (Hu et al. 2021) in float32.
+def add_adapters(model: Any, args: argparse.Namespace, trained_tokens: tuple[int, ...] = ()) -> Any:
+    """Return the model with LoRA adapters (Hu et al. 2021) in float32, and the embeddings of
+    `trained_tokens` with them.
 
     By default they are on every linear layer but the head.
     """
@@ -142,7 +151,7 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
         names = sorted({name.rpartition(".")[2] for name in layers})
     config = LoraConfig(r=args.lora_r, lora_alpha=args.lora_alpha or 2 * args.lora_r,
                         lora_dropout=args.lora_dropout, use_rslora=args.use_rslora, task_type="CAUSAL_LM",
-                        target_modules=names)
+                        target_modules=names, trainable_token_indices=list(trained_tokens) or None)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -151,6 +160,7 @@ def add_adapters(model: Any, args: argparse.Namespace) -> Any:
     # what PEFT has made of the names for this architecture, such as adapters of experts' parameters
     check_plain_lora(adapted.peft_config["default"].to_dict(), f"--lora_target_modules {' '.join(targets)}")
     fuse_adapters(adapted)
+    fuse_token_rows(adapted)
     if args.gradient_checkpointing:
         checkpoint_activations(model)
     if args.torch_compile:  # block by block: all blocks are alike, so that one is compiled for all

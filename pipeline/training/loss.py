@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.models import IGNORED_LABEL
+from pipeline.training.token_rows import head_dtype, trained_rows
 
 HEAD_PIECE_ROWS = 2048  # labels whose logits are in memory at one time: 200 MB with 50,000 tokens in 16 bits
 # Settings of models that scale or bound their logits behind the head: Gemma's, Cohere's and Granite's.
@@ -72,8 +73,8 @@ def sum_of_losses(model: Any, causal_model: Any, batch: dict[str, Any]) -> Any:
         return CrossEntropyInPlace.apply(logits, targets)
     with without_head(causal_model, labelled) as head:
         hidden = model(**inputs).logits
-    dtype = next(causal_model.get_output_embeddings().parameters()).dtype
-    return HeadAndCrossEntropy.apply(hidden, targets, head, dtype)
+    own = causal_model.get_output_embeddings()
+    return HeadAndCrossEntropy.apply(hidden, targets, head, head_dtype(own), *trained_rows(own))
 
 
 class CrossEntropyInPlace(torch.autograd.Function):
@@ -105,26 +106,33 @@ class CrossEntropyInPlace(torch.autograd.Function):
 class HeadAndCrossEntropy(torch.autograd.Function):
     """The head and its cross-entropy together, for `hidden` (rows, hidden size): some rows at a time.
 
-    The head is frozen, so that nothing but the gradient of `hidden` is wanted of it: that is computed at
-    once, and the logits of HEAD_PIECE_ROWS rows are gone before the next.  (The idea of Liger's fused linear
-    cross-entropy, Hsu et al. 2024, for any head.)  `dtype`: the head's.
+    The head is frozen, so that nothing but the gradient of `hidden` is wanted of it, and that of its rows of
+    trained tokens (`trained`), if it has any: they are computed at once, and the logits of HEAD_PIECE_ROWS
+    rows are gone before the next.  (The idea of Liger's fused linear cross-entropy, Hsu et al. 2024.)
+    `dtype`: the head's.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Any, targets: Any, head: Callable[[Any], Any], dtype: Any) -> Any:
+    def forward(ctx: Any, hidden: Any, targets: Any, head: Callable[[Any], Any], dtype: Any,
+                *trained: Any) -> Any:
         total, gradients = torch.zeros((), device=hidden.device), []
+        of_trained = [torch.zeros_like(parameter) for parameter in trained]
         kind = hidden.device.type
         for piece, target in zip(hidden.split(HEAD_PIECE_ROWS), targets.split(HEAD_PIECE_ROWS), strict=True):
             with torch.enable_grad(), torch.autocast(kind, enabled=False):
                 rows = piece.detach().to(dtype).requires_grad_(ctx.needs_input_grad[0])
                 loss = CrossEntropyInPlace.apply(head(rows), target)
                 if ctx.needs_input_grad[0]:
-                    gradients += torch.autograd.grad(loss, rows)
+                    of_rows, *others = torch.autograd.grad(loss, (rows, *trained))
+                    gradients.append(of_rows)
+                    for summed, gradient in zip(of_trained, others, strict=True):
+                        summed += gradient
             total += loss.detach()
         ctx.save_for_backward(*gradients)
-        ctx.dtype = hidden.dtype
+        ctx.dtype, ctx.of_trained = hidden.dtype, of_trained
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any) -> tuple[Any, None, None, None]:
-        return torch.cat(ctx.saved_tensors).to(ctx.dtype) * gradient, None, None, None
+    def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:
+        return (torch.cat(ctx.saved_tensors).to(ctx.dtype) * gradient, None, None, None,
+                *(summed * gradient for summed in ctx.of_trained))

@@ -75,11 +75,11 @@ def report_text(summary: dict[str, Any], curve: list[dict[str, float]], samples:
     lines = ["# Training", "", "| | |", "|---|---:|",
              *(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in summary.items()), "",
              "![training and validation loss](training_curve.png)", "",
-             "| step | examples | validation loss | behind one chunk | replay loss |",
-             "|---:|---:|---:|---:|---:|"]
+             "| step | examples | validation loss | behind one chunk | replay loss | loss of middles |",
+             "|---:|---:|---:|---:|---:|---:|"]
     for row in (row for row in curve if "validation_loss" in row):
         losses = (f"{row[name]:.4f}" if name in row else ""
-                  for name in ("validation_loss", "one_chunk_loss", "replay_loss"))
+                  for name in ("validation_loss", "one_chunk_loss", "replay_loss", "infilling_loss"))
         lines.append(f"| {row['step']} | {row['examples']} | {' | '.join(losses)} |")
     lines += ["", f"## Completions of the validation set, greedy, at most {SHOWN_TOKENS} tokens"]
     for sample in samples:
@@ -92,11 +92,16 @@ def report_text(summary: dict[str, Any], curve: list[dict[str, float]], samples:
 def show_dry_run(data: Data, tokenizer: Any, args: argparse.Namespace, tokens_per_batch: int) -> None:
     """Print one example with its labels marked, and the shapes of the first step's batches."""
     order = step_order(data.train.lengths, args.examples_per_step, args.seed, 0)[:args.examples_per_step]
-    row = data.train[order[0]]
-    prompt = row["labels"].count(IGNORED_LABEL)
-    text, unlabelled = tokenizer.decode(row["input_ids"]), tokenizer.decode(row["input_ids"][:prompt])
-    print(f"one example: {prompt} tokens without a label\n{unlabelled}\n"
-          f"--- and {len(row['labels']) - prompt} tokens with one ---\n{text[len(unlabelled):]}")
+    shown = [order[0]]
+    if data.infilling:  # the first with a middle too
+        marks = data.train.marks
+        shown += [i for i in order if marks & set(data.train[i]["input_ids"]) and i != order[0]][:1]
+    for example in shown:
+        row, prompt = data.train[example], int(data.train.prompt_lengths[example])
+        labels = len(row["labels"]) - row["labels"].count(IGNORED_LABEL)
+        text, unlabelled = tokenizer.decode(row["input_ids"]), tokenizer.decode(row["input_ids"][:prompt])
+        print(f"one example: {prompt} tokens without a label\n{unlabelled}\n"
+              f"--- and {labels} tokens with one ---\n{text[len(unlabelled):]}")
     batches = token_batches([data.train[i] for i in order], tokens_per_batch)
     shapes = [f"({len(b)}, {len(b[0]['input_ids'])})" for b in batches]
     print(f"the first step's batches, (rows, tokens): {', '.join(shapes)}\n"
@@ -123,6 +128,10 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
     what = "examples"
     if data.train_on == "files":
         what = f"sequences of whole files, of at most {args.sequence_tokens} tokens"
+    if data.infilling:
+        written = data.infilling.format
+        what += (f" ({data.infilling.kinds.total():,} of them with a middle, {written.order} with "
+                 f"{' '.join(written.tokens)})")
     print(f"device: {f'{processes} times ' if processes > 1 else ''}{device}, {precision}, base model in "
           f"{'NF4' if args.quantization == 'nf4' else precision}\n"
           f"{trainable:,} trainable parameters{frozen}; {len(data.train):,} {what}, {tokens:,} tokens in "
@@ -133,9 +142,11 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
 
 def count(model: Any, data: Data) -> dict[str, int]:
     """Return the numbers of examples and of trainable parameters, for the manifest."""
+    middles = data.infilling.kinds if data.infilling else {}
     return {"train_examples": len(data.train), "validation_examples": len(data.validation),
             "replay_validation_examples": len(data.also.get(REPLAY, ())),
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            **{f"middles_{kind}": number for kind, number in sorted(middles.items())}}
 
 
 def write_adapter(args: argparse.Namespace, model: Any, tokenizer: Any, started: float,

@@ -1,4 +1,8 @@
-"""Whole files as sequences: every token is a label once, and the end of text is one where a file ends."""
+"""Whole files as sequences: every token is a label once, and the end of text is one where a file ends, or
+where a middle does."""
+import dataclasses
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -7,6 +11,8 @@ import numpy as np
 from pipeline.large_values import LARGE_VALUE, has_large_value
 from pipeline.tokenizers import encode_prompts
 from pipeline.training.examples import EncodedExamples
+from pipeline.training.infilled import Infilled, Infilling, check_unused, infill
+from pipeline.training.middles import Span
 
 OVERLAP_TOKENS = 64  # of a sequence, repeated from the one before it: context without labels
 FILES_PER_BATCH = 64  # tokenized together
@@ -36,40 +42,106 @@ def text_of(tokenizer: Any, ids: np.ndarray) -> str:
     return tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def sequences_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tokens: int) -> EncodedExamples:
-    """Return the first `number` (0: all) sequences of the texts, in their order.
+def sequences_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tokens: int,
+                 infilling: Infilling | None = None,
+                 paths: Iterable[str | None] = itertools.repeat(None)) -> EncodedExamples:
+    """Return the first `number` (0: all) sequences of the texts, in their order; `paths` tell the languages.
 
-    Sequences that hold a very large value are left out.  Only as many texts are tokenized as it takes.
+    Sequences that hold a very large value are left out.  Of the others, `infilling` turns its share into
+    prefix, suffix and middle; what it leaves out of one, at most a few tokens of the suffix's end (in SPM the
+    context before it too), is no label anywhere.  Only as many texts are tokenized as it takes.
     """
     rows: list[np.ndarray] = []
     labels: list[int] = []  # where the labels of each row begin
-    for batch in _batches(texts):
-        for text, ids in zip(batch, encode_texts(tokenizer, batch), strict=True):
+    kinds: list[str] = []  # of each row's middle
+    for row, label, middle in _sequences(tokenizer, texts, paths, sequence_tokens, infilling):
+        rows.append(row)
+        labels.append(label)
+        kinds.append(middle.kind if middle else "")
+        if len(rows) == number:
+            break
+    if infilling:
+        infilling.kinds = Counter(filter(None, kinds))
+    return EncodedExamples.of_rows(rows, labels, infilling.format.markers() if infilling else frozenset())
+
+
+def middles_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tokens: int, infilling: Infilling,
+               paths: Iterable[str | None] = itertools.repeat(None)) -> EncodedExamples:
+    """Return the first `number` (0: all) sequences of the texts that have a middle, written with one; what
+    stands before the middle is no label."""
+    always = dataclasses.replace(infilling, rate=1.0)
+    rows: list[np.ndarray] = []
+    labels: list[int] = []
+    for row, _, middle in _sequences(tokenizer, texts, paths, sequence_tokens, always):
+        if middle:
+            rows.append(row)
+            labels.append(middle.middle)
+        if number and len(rows) == number:
+            break
+    return EncodedExamples.of_rows(rows, labels, infilling.format.markers())
+
+
+def _sequences(tokenizer: Any, texts: Iterable[str], paths: Iterable[str | None], sequence_tokens: int,
+               infilling: Infilling | None) -> Iterator[tuple[np.ndarray, int, Infilled | None]]:
+    """Yield each sequence's ids, where its labels begin, and its middle where it was given one."""
+    number = 0
+    for batch in _batches(zip(texts, paths, strict=False)):  # without paths, they go on for ever
+        encoded = encode_texts(tokenizer, [text for text, _ in batch])
+        for (text, path), ids in zip(batch, encoded, strict=True):
             suspect = has_large_value(text)
+            file = _File(tokenizer, infilling, text, path, ids) if infilling else None
             for begin, label, end in sequence_places(len(ids), sequence_tokens):
                 if suspect and LARGE_VALUE.search(text_of(tokenizer, ids[begin:end])):
                     continue
-                rows.append(ids[begin:end])
-                labels.append(label - begin)
-        if number and len(rows) >= number:
-            break
-    number = number or len(rows)
-    return EncodedExamples.of_rows(rows[:number], labels[:number])
+                number += 1
+                middle = file and file.with_middle(number, begin, label, end, sequence_tokens)
+                if middle:
+                    yield np.array(middle.ids, dtype=np.int32), middle.first_label, middle
+                else:
+                    yield ids[begin:end], label - begin, None
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == FILES_PER_BATCH:
-            yield batch
-            batch = []
-    if batch:
+class _File:
+    """A file whose sequences are given middles."""
+
+    def __init__(self, tokenizer: Any, infilling: Infilling, text: str, path: str | None, ids: np.ndarray):
+        check_unused(ids, infilling.format)
+        self.tokenizer, self.infilling = tokenizer, infilling
+        self.text, self.path, self.ids = text, path, ids
+        self.place = 0  # of the last piece in the text
+        self.units: list[Span] | None = None
+        self.parsed = False
+
+    def with_middle(self, number: int, begin: int, label: int, end: int, most_tokens: int) -> Infilled | None:
+        """Return the sequence `number` of the run, ids[begin:end], with a middle; None where it stays as it
+        is: by its draw, or because it has none."""
+        generator = self.infilling.generator(number)
+        if generator.random() >= self.infilling.rate:
+            return None
+        piece = text_of(self.tokenizer, self.ids[begin:end])
+        # where a character is cut in two, the piece stands nowhere
+        place = self.text.find(piece, self.place)
+        if not piece or place < 0:
+            return None
+        if not self.parsed:  # for the first that needs it
+            self.units, self.parsed = self.infilling.units(self.text, self.path), True
+        self.place = place
+        units = self.units and [(first - place, last - place) for first, last in self.units]
+        kept = len(text_of(self.tokenizer, self.ids[begin:label])) if begin else 0
+        return infill(self.tokenizer, self.infilling, piece, kept, end == len(self.ids), most_tokens,
+                      generator, units)
+
+
+def _batches(files: Iterable[tuple[str, str | None]]) -> Iterator[list[tuple[str, str | None]]]:
+    files = iter(files)
+    while batch := list(itertools.islice(files, FILES_PER_BATCH)):
         yield batch
 
 
-def files_in_random_order(files: Any, seed: int) -> Iterator[str]:
-    """Yield the texts of a split in an order drawn with the seed; memory: one batch of them."""
+def files_in_random_order(files: Any, seed: int, column: str = "text") -> Iterator[Any]:
+    """Yield the texts of a split, or another column (None where there is none), in an order drawn with the
+    seed; memory: one batch of them."""
     order = np.random.default_rng(seed).permutation(len(files))
     for begin in range(0, len(order), FILES_PER_BATCH):
-        yield from files.select(order[begin:begin + FILES_PER_BATCH])["text"]
+        rows = order[begin:begin + FILES_PER_BATCH]
+        yield from files.select(rows)[column] if column in files.column_names else [None] * len(rows)

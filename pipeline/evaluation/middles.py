@@ -1,0 +1,99 @@
+"""The set "Kotlin, infilling": what stands between the text before a cut and that behind the completion."""
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.contexts import first_lines
+from pipeline.evaluation.candidates import ModelSource
+from pipeline.evaluation.tasks import CHARACTERS_KEPT, Task
+from pipeline.infilling import (
+    InfillingFormat,
+    encode_beginnings,
+    encode_within,
+    find_format,
+    format_of_manifest,
+)
+
+NAME = "Kotlin, infilling"
+
+
+def choose_formats(sources: list[ModelSource], tokenizers: list[Any],
+                   manifest: dict[str, Any] | None) -> bool:
+    """Give each model the format in which it is asked for the middle; return whether the set can be asked.
+
+    The fine-tuned model's is the one of its `manifest`, else that of its family, and the base, which is of
+    the same family, is asked in the same.  Where the tokens were given by hand, the base does not know them:
+    it is asked with the text before the cut alone, and a note says so.
+    """
+    base, tuned = sources
+    own = format_of_manifest(manifest, tokenizers[1], tuned.name)
+    tuned.infilling = own or find_format(tokenizers[1], tuned.name)
+    if tuned.infilling is None:
+        _note(f"{NAME} is left out: {tuned.name} has no infilling tokens")
+        return False
+    if tuned.infilling.by_hand:
+        _note(f"{NAME}: {base.name} was not taught {' '.join(tuned.infilling.tokens)}; it is asked with the "
+              "text before the cut alone")
+        return True
+    found = find_format(tokenizers[0], base.name)
+    if found is None:
+        _note(f"{NAME} is left out: {base.name} has no infilling tokens")
+        return False
+    same = found.tokens == tuned.infilling.tokens
+    base.infilling = dataclasses.replace(found, layout=tuned.infilling.layout, order=tuned.infilling.order) \
+        if same else found
+    return True
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def format_name(form: InfillingFormat | None) -> str:
+    """Return in a few words how a model is asked."""
+    return f"{form.order} with {' '.join(form.tokens)}" if form else "the text before the cut alone"
+
+
+def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource]) -> Task | None:
+    """Return the Kotlin task `task` with at most so many tokens of the text behind each completion, in whole
+    lines; None, with a note, where the data set has no files to take them from.
+
+    Every reference ends where that text begins.  `sources`: the models, whose formats its settings name.
+    """
+    if any(example.after is None for example in task.examples):
+        _note(f"{NAME} is left out: the data set holds no whole files")
+        return None
+    kept = CHARACTERS_KEPT * suffix_tokens
+    examples = [dataclasses.replace(example, ends=True, after=example.after[:kept])
+                for example in task.examples]
+    settings = task.settings | {
+        "prompt": f"{task.settings['prompt']} and {suffix_tokens} tokens behind",
+        "base": format_name(sources[0].infilling), "fine-tuned": format_name(sources[1].infilling),
+        "suffix_hash": hashlib.sha256(json.dumps([e.after for e in examples]).encode()).hexdigest()}
+    return dataclasses.replace(task, name=NAME, examples=examples, settings=settings,
+                               suffix_tokens=suffix_tokens, asked=[])
+
+
+def task_of(task: Task, source: ModelSource) -> Task:
+    """Return the task as this model is asked it: in its own format, where it is one of infilling."""
+    form = source.infilling
+    if not task.suffix_tokens:
+        return task
+    settings = task.settings | {"asked": format_name(form)}
+    if form is None:
+        return dataclasses.replace(task, settings=settings)
+    return dataclasses.replace(task, settings=settings, encode=prompt_encoder(task, form), stops=form.stops)
+
+
+def prompt_encoder(task: Task, form: InfillingFormat) -> Callable[[Any, list[str]], list[list[int]]]:
+    """Return the function that makes the token ids of all prompts from the texts before the cuts."""
+    def encode(tokenizer: Any, befores: list[str]) -> list[list[int]]:
+        texts = [example.after or "" for example in task.examples]
+        afters = first_lines(tokenizer, texts, task.suffix_tokens)
+        return [form.prompt(before, after) for before, after in
+                zip(encode_beginnings(tokenizer, befores), encode_within(tokenizer, afters), strict=True)]
+
+    return encode
