@@ -70,7 +70,8 @@ trainer = SFTTrainer(model=model, train_dataset=rows, processing_class=tokenizer
                                     completion_only_loss=True, gradient_checkpointing=False, **device))
 trainer.train()
 share = clock.steps / (clock.steps + 1)
-print(json.dumps({"examples_per_second": share * examples / (clock.ended - clock.begun)}))
+print(json.dumps({"examples_per_second": share * examples / (clock.ended - clock.begun),
+                  "loss": f"loss_type {trainer.args.loss_type}"}))
 """
 STAGE = """
 import json, sys, time, torch
@@ -151,8 +152,8 @@ def main() -> None:
                 tokens.append(found["tokens_per_second"])
             if "preparation_seconds" in found:
                 preparation[name] = found["preparation_seconds"]
-            print(f"{name}: {found['examples_per_second']:.3f} examples a second", file=sys.stderr,
-                  flush=True)
+            print(f"{name}: {found['examples_per_second']:.3f} examples a second", found.get("loss", ""),
+                  file=sys.stderr, flush=True)
     middle = {name: median(found) for name, found in rates.items()}
     print(f"{machine()}; {args.precision}")
     for name in args.against:
