@@ -1,18 +1,25 @@
 """Stage 1 beside `git clone`: bytes received and seconds, on a repository with a history.
 
 Builds a repository of --commits commits with the files of a real corpus, each commit changing some of them,
-and other files beside (what a repository holds that nobody asked for), then collects its .kt files from a
-file:// URL.
+and other files beside (what a repository holds that nobody asked for), then collects its .kt files from a git
+server on this machine, and from where it lies on the disk.
+
+--repository measures the stage on a repository of yours, on the disk, instead; with --before FOLDER, a
+checkout of an earlier version of this project, in turn with that version.
 
 Run:    python perf/parse_data.py
 """
 import argparse
+import contextlib
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from measure import ROOT, SHARED, Run, alternate, machine, median, run, skip
@@ -62,42 +69,87 @@ def folder_bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and "objects" in p.parts)
 
 
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve the repositories below `folder` on loopback; yield the address that their names follow."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    daemon = subprocess.Popen(["git", "daemon", "--export-all", "--listen=127.0.0.1", f"--port={port}",
+                               f"--base-path={folder}", str(folder)], start_new_session=True)
+    try:
+        for _ in range(100):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"git://127.0.0.1:{port}"
+    finally:
+        daemon.terminate()
+        daemon.wait()
+
+
+def stage(place: str | Path, scratch: Path, project: Path = ROOT) -> Run:
+    """Run the stage of a version of this project."""
+    return run([sys.executable, project / "parse_data.py", "--repo_url", place, "--clone_path",
+                scratch / "clone", "--output_file", scratch / "raw.jsonl"])
+
+
+def compare_with_clones(args: argparse.Namespace, root: Path) -> None:
+    """Print bytes and seconds beside those of git clone."""
+    build_repository(root / "repository", args.commits)
+    received: dict[str, int] = {}
+
+    def counted() -> Run:
+        result = stage(url, root)
+        received["stage"] = round(1e6 * float(result.output.split(" MB received")[0].rsplit(" ", 1)[1]))
+        return result
+
+    def clone(name: str, *options: str) -> Run:
+        result = run(["git", "clone", "-q", *options, url, root / "plain"])
+        received[name] = folder_bytes(root / "plain")
+        shutil.rmtree(root / "plain")
+        return result
+
+    with served(root) as address:
+        url = f"{address}/repository"
+        results = alternate(args.runs, stage=counted, full=lambda: clone("full"),
+                            shallow=lambda: clone("shallow", "--depth", "1"),
+                            disk=lambda: stage(root / "repository", root))
+    seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
+    print(machine())
+    for other, label in (("full", "git clone"), ("shallow", "git clone --depth 1")):
+        print(f"parse_data.py / {label}, {args.commits} commits: "
+              f"bytes {received['stage'] / 1e6:.1f} MB / {received[other] / 1e6:.1f} MB = "
+              f"{received['stage'] / received[other]:.2f}; seconds {seconds['stage']:.2f} / "
+              f"{seconds[other]:.2f} = {seconds['stage'] / seconds[other]:.2f} (whole process, reading "
+              "and writing the files included)")
+    print(f"parse_data.py of the repository on the disk: {seconds['disk']:.2f} s")
+
+
+def compare_with_before(args: argparse.Namespace, root: Path) -> None:
+    """Print the stage's seconds on --repository, and those of the version before."""
+    versions = {"now": ROOT} | ({"before": args.before} if args.before else {})
+    results = alternate(args.runs, **{name: lambda project=project: stage(args.repository, root, project)
+                                      for name, project in versions.items()})
+    print(machine())
+    for name, runs in results.items():
+        print(f"parse_data.py, {name}: {median([r.seconds for r in runs]):.2f} s "
+              f"({min(r.seconds for r in runs):.2f} to {max(r.seconds for r in runs):.2f}), peak memory of "
+              f"all processes {max(r.peak_bytes for r in runs) / 1e6:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=400)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--repository", type=Path, help="of yours, on the disk, instead of the one built")
+    parser.add_argument("--before", type=Path, help="checkout of an earlier version, for --repository")
     args = parser.parse_args()
-    if not CORPUS.is_file():
-        skip(f"{CORPUS.name} is not there")
+    if not args.repository and not CORPUS.is_file():
+        skip(f"{CORPUS.name} is not there; name a --repository")
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        build_repository(root / "repository", args.commits)
-        url = (root / "repository").as_uri()
-        received: dict[str, int] = {}
-
-        def stage() -> Run:
-            result = run([sys.executable, ROOT / "parse_data.py", "--repo_url", url, "--clone_path",
-                          root / "clone", "--output_file", root / "raw.jsonl"])
-            received["stage"] = round(1e6 * float(result.output.split(" MB received")[0].rsplit(" ", 1)[1]))
-            return result
-
-        def clone(name: str, *options: str) -> Run:
-            result = run(["git", "clone", "-q", *options, url, root / "plain"])
-            received[name] = folder_bytes(root / "plain")
-            shutil.rmtree(root / "plain")
-            return result
-
-        results = alternate(args.runs, stage=stage, full=lambda: clone("full"),
-                            shallow=lambda: clone("shallow", "--depth", "1"))
-        seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
-        print(machine())
-        for other, label in (("full", "git clone"), ("shallow", "git clone --depth 1")):
-            print(f"parse_data.py / {label}, {args.commits} commits: "
-                  f"bytes {received['stage'] / 1e6:.1f} MB / {received[other] / 1e6:.1f} MB = "
-                  f"{received['stage'] / received[other]:.2f}; seconds {seconds['stage']:.2f} / "
-                  f"{seconds[other]:.2f} = {seconds['stage'] / seconds[other]:.2f} (whole process, reading "
-                  "and writing the files included)")
+        (compare_with_before if args.repository else compare_with_clones)(args, Path(temporary))
 
 
 if __name__ == "__main__":
