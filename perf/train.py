@@ -89,7 +89,7 @@ CompletionTrainer.training_step = training_step
 train.main(["--model_name_or_path", model_name, "--dataset", dataset, "--max_train_samples", examples,
             "--max_validation_samples", "1", "--eval_steps", "100000", "--output_dir", out + "/adapter",
             "--quantization", "none", "--precision", precision, "--train_on", "pairs", "--end_of_text",
-            "always", *sys.argv[7:]])
+            "always", "--examples_per_step", "16", *sys.argv[7:]])
 summary = json.load(open(out + "/adapter/manifest.json"))["summary"]
 print(json.dumps({"examples_per_second": 16 * (len(seconds) - 1) / (seconds[-1] - seconds[0]),
                   "preparation_seconds": seconds[0] - begun, **summary,
