@@ -1,4 +1,5 @@
 """pipeline/evaluation/losses.py: the loss of a reference behind its prompt, and what a rerun finds of it."""
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,8 +79,12 @@ def test_loss_in_the_results_is_that_of_the_model(folders: SimpleNamespace, tmp_
     metrics = run_stage(folders, tmp_path)
     tokenizer = tiny_models.make_tokenizer()
     rows = load_examples(str(folders.data), ("test",))["test"]
-    pairs = [(tokenizer(row["prompt"])["input_ids"], tokenizer(row["completion"])["input_ids"])
-             for row in rows]
+    pairs = []
+    for row in rows:
+        alone, text = (tokenizer(text)["input_ids"] for text in (row["prompt"],
+                                                                 row["prompt"] + row["completion"]))
+        begun = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, text, strict=False)))
+        pairs.append((text[:begun], text[begun:]))
     tokens = sum(len(completion) for _, completion in pairs)
     for key, folder in (("base", folders.base), ("fine_tuned", folders.merged)):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
