@@ -17,7 +17,7 @@ def flag_rows(parser: argparse.ArgumentParser) -> list[str]:
     for action in parser._actions:
         if action.dest == "help":
             continue
-        name = max(action.option_strings, key=len, default=action.dest)
+        name = max(action.option_strings, key=len, default=action.metavar or action.dest)
         values = f" {' | '.join(map(str, action.choices))}" if action.choices else ""
         text = formatter._expand_help(action) if action.help else ""
         cells = (f"`{name}{values}`", "required" if action.required else "", text)
