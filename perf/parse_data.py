@@ -11,7 +11,9 @@ Run:    python perf/parse_data.py
 """
 import argparse
 import contextlib
+import functools
 import random
+import resource
 import shutil
 import socket
 import subprocess
@@ -127,14 +129,24 @@ def compare_with_clones(args: argparse.Namespace, root: Path) -> None:
 
 
 def compare_with_before(args: argparse.Namespace, root: Path) -> None:
-    """Print the stage's seconds on --repository, and those of the version before."""
+    """Print the stage's seconds on --repository, and those of the version before; CPU seconds, git's with
+    them, say more where something else runs beside it."""
     versions = {"now": ROOT} | ({"before": args.before} if args.before else {})
-    results = alternate(args.runs, **{name: lambda project=project: stage(args.repository, root, project)
-                                      for name, project in versions.items()})
+    cpu: dict[str, list[float]] = {name: [] for name in versions}
+
+    def measured(name: str) -> Run:
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = stage(args.repository, root, versions[name])
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu[name].append(ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime)
+        return result
+
+    results = alternate(args.runs, **{name: functools.partial(measured, name) for name in versions})
     print(machine())
     for name, runs in results.items():
         print(f"parse_data.py, {name}: {median([r.seconds for r in runs]):.2f} s "
-              f"({min(r.seconds for r in runs):.2f} to {max(r.seconds for r in runs):.2f}), peak memory of "
+              f"({min(r.seconds for r in runs):.2f} to {max(r.seconds for r in runs):.2f}), "
+              f"{median(cpu[name]):.2f} CPU s ({min(cpu[name]):.2f} to {max(cpu[name]):.2f}), peak memory of "
               f"all processes {max(r.peak_bytes for r in runs) / 1e6:.0f} MB")
 
 

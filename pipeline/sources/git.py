@@ -29,7 +29,7 @@ PASSING_FAULT = re.compile(
 # What it says where the server gives nothing by its identifier, but only branches and tags: protocol versions
 # 0 and 1, and some servers at any.
 NOT_BY_IDENTIFIER = re.compile(r"unadvertised object|not our ref")
-OTHER_NAMES = re.compile(r"mismatched algorithms|(client|server) (is|uses?|object format)", re.IGNORECASE)
+OTHER_NAMES = re.compile(r"mismatched algorithms")  # its identifiers are SHA-256, not SHA-1
 SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}")
 BRANCHES_SHOWN = 10
 CREDENTIAL_HELPER = ('!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
