@@ -115,6 +115,17 @@ def test_a_worktree_whose_repository_has_moved(repository: Repository, parse_fai
     assert "its .git file names" in parse_failure(tmp_path / "tree")
 
 
+def test_a_git_folder_that_is_no_repository(tmp_path: Path, parse: Callable[..., Result],
+                                            parse_failure: Callable[..., str]) -> None:
+    """The user is sent to his git settings, where it is the folder that is damaged; or a damaged one above
+    the folder that is asked for stops everything."""
+    (tmp_path / "stray" / "sub").mkdir(parents=True)
+    (tmp_path / "stray" / ".git").mkdir()
+    (tmp_path / "stray" / "sub" / "a.kt").write_bytes(MAIN)
+    assert "its .git is no repository (it has no HEAD)" in parse_failure(tmp_path / "stray")
+    assert parse(tmp_path / "stray" / "sub").paths == ["a.kt"]
+
+
 def test_a_folder_of_a_repository(repository: Repository, parse: Callable[..., Result],
                                   tmp_path: Path) -> None:
     """A part of a repository loses its commit, its licence, or brings what the repository ignores."""

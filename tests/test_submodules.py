@@ -92,6 +92,7 @@ def test_a_folder_of_clones(tmp_path: Path, parse: Callable[..., Result]) -> Non
                for name in ("one", "two", "old")}
     subprocess.run(["git", "clone", "-q", "--bare", folder / "one", folder / "mirror.git"], check=True)
     Repository(folder / "group" / "deep").commit({"deep.txt": b"no Kotlin here"})
+    Repository(folder / "empty")
     (folder / "loose.kt").write_bytes(MAIN)
     (folder / "two" / "two.kt").write_bytes(b"val changed = 1\n")  # not committed
     (folder / ".gitignore").write_text("old\n")
@@ -100,7 +101,9 @@ def test_a_folder_of_clones(tmp_path: Path, parse: Callable[..., Result]) -> Non
         ("all", "loose.kt", None), ("all/mirror.git", "one.kt", commits["one"]),
         ("all/one", "one.kt", commits["one"]), ("all/two", "two.kt", commits["two"])]
     assert result.texts[3] == "val two = 1\n"
+    assert result.skipped == {"clone without a commit at its HEAD": ["empty"]}
     result = parse(folder, options=("--exclude", "/mirror.git/", "two/"))
     assert [row["repository"] for row in result.provenance] == ["all", "all/one"]
-    assert result.skipped == {"--exclude /mirror.git/": ["mirror.git"], "--exclude two/": ["two"]}
+    assert result.skipped == {"--exclude /mirror.git/": ["mirror.git"], "--exclude two/": ["two"],
+                              "clone without a commit at its HEAD": ["empty"]}
     assert parse(f"{folder}#two").paths == ["two.kt"]

@@ -51,7 +51,11 @@ def clone_requests(root: Path, clones: list[str], request: Request, selection: S
         if reason and reason != "not in --include":
             source.skip(reason, shown_path(clone))
         elif git_dir:
-            url = remote_url(program_for(place, git_dir))
+            program = program_for(place, git_dir)
+            if not program.rev_parse("--verify", "--quiet", "HEAD^{commit}", with_exceptions=False):
+                source.skip("clone without a commit at its HEAD", shown_path(clone))
+                continue
+            url = remote_url(program)
             found.append(Request(str(place), place, None, "", url or name, request.depth + 1))
     return found
 

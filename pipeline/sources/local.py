@@ -3,6 +3,8 @@
 Its own settings cannot make git run anything here: revisions, trees and contents are read without hooks,
 filters or a pager, and what a partial clone lacks would be fetched by a protocol, of which none is allowed.
 """
+import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,9 @@ def git_folder(path: Path) -> Path | None:
                                 "repair), or name another")
         return path / named
     if place.exists():
+        if not os.path.lexists(place / "HEAD"):
+            raise PipelineError(f"--repo_url {shown_path(str(path))}: its .git is no repository (it has no "
+                                "HEAD); repair it, or move it away to have the folder read as a plain one")
         return place
     return path if (path / "HEAD").is_file() and (path / "objects").is_dir() else None
 
@@ -40,8 +45,9 @@ def git_folder(path: Path) -> Path | None:
 def enclosing_repository(path: Path) -> tuple[Path, str] | None:
     """Return (root, folder in it) of the repository that the folder `path` lies in; None where in none."""
     for parent in path.parents:
-        if (parent / ".git").exists() and git_folder(parent):
-            return parent, path.relative_to(parent).as_posix()
+        with contextlib.suppress(PipelineError):  # a .git that is no repository: git itself goes on upwards
+            if (parent / ".git").exists() and git_folder(parent):
+                return parent, path.relative_to(parent).as_posix()
     return None
 
 
