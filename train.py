@@ -43,7 +43,6 @@ def train(args: argparse.Namespace) -> None:
     """Train the adapter and write it to --output_dir; publish it to --hf_repository if there is one."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
-    import torch
     import transformers
 
     from pipeline import models
@@ -53,7 +52,7 @@ def train(args: argparse.Namespace) -> None:
     from pipeline.training import checkpoints, curve, planning, reporting
     from pipeline.training.callback import RunCallback
     from pipeline.training.data import encode_splits
-    from pipeline.training.lora import local_rank, make_model
+    from pipeline.training.lora import make_model
     from pipeline.training.trainer import make_trainer, training_arguments
 
     check_replaceable(args.output_dir, "adapter_config.json")
@@ -67,8 +66,7 @@ def train(args: argparse.Namespace) -> None:
 
     models.quiet_libraries()
     transformers.set_seed(args.seed)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+    models.take_device("train.py")
     precision, device = models.choose_precision(args.precision), models.device_name()
     steps = planning.plan_steps(args, len(data.train))
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")

@@ -1,6 +1,9 @@
 """What models run on and are fed with: device, precision, memory, padding, and which weights they are."""
 import contextlib
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
+from transformers import masking_utils
 
 from pipeline.errors import PipelineError
 from pipeline.files import combined_hash, sha256_file
@@ -27,13 +31,45 @@ def quiet_libraries() -> None:
                             module=r"(transformers|peft|bitsandbytes|torch)\b")
 
 
+def choose_device() -> Any:
+    """Return the torch device of this process: the NVIDIA GPU of its number under torchrun, Apple's GPU, or
+    the CPU.  Raises PipelineError where torchrun started more processes than there are GPUs."""
+    if torch.cuda.is_available():
+        number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= gpus:
+            raise PipelineError(f"torchrun: process {number + 1} on a machine with {gpus} GPUs; "
+                                f"give --nproc_per_node {gpus}")
+        return torch.device("cuda", number)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def take_device(script: str) -> Any:
+    """Return the device of this process, prepared: kernels suited to rows of many lengths.
+
+    Where a process without torchrun leaves GPUs unused, a line says how `script` uses them.
+    """
+    device = choose_device()
+    # its attention builds a plan for each new shape, for 23 to 37 ms, and here every batch has its own
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        gpus = torch.cuda.device_count()
+        if gpus > 1 and "WORLD_SIZE" not in os.environ:
+            print(f"note: one process uses one GPU, and {gpus} are visible; torchrun --nproc_per_node {gpus} "
+                  f"{script} ... uses them all", file=sys.stderr)
+    return device
+
+
 def choose_precision(name: str) -> str:
     """Return bf16, fp16 or float32 for `auto`: what the hardware computes fast; any other name is returned as
     it is."""
     if name != "auto":
         return name
-    if torch.cuda.is_available():
+    device = choose_device()
+    if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "mps":
+        return "bf16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float32"
     capabilities = torch.cpu.get_capabilities()
     fast = any(capabilities.get(kind) for kind in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16" if fast else "float32"
@@ -41,21 +77,75 @@ def choose_precision(name: str) -> str:
 
 def device_name() -> str:
     """Return the GPU's name, or CPU and the number of threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+    device = choose_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple's GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def available_memory() -> int:
     """Return the bytes that this process can still take: of the GPU's memory, or of the machine's within the
     limit of its container."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    device = choose_device()
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = psutil.virtual_memory().available
+    if device.type == "mps":
+        free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     with contextlib.suppress(OSError, ValueError):  # no such files, or the limit is the word "max"
         free = min(free, int(limit.read_text()) - int(used.read_text()))
     return max(0, free)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error says that the device's memory has ended: torch's own kind, or one of the
+    libraries below it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "_STATUS_ALLOC_FAILED" in text)
+
+
+class MemoryMayEnd(contextlib.AbstractContextManager):
+    """A block that is left where memory ends.  What it had in memory is let go then: an `except` would hold
+    the error, and the error the block's variables."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return is_out_of_memory(error)
+
+
+def release_memory() -> None:
+    """Give memory that torch keeps for the next tensors back to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def to_device(tensor: Any, device: Any) -> Any:
+    """Return a tensor of the CPU on `device`.  A GPU copies it while the host goes on."""
+    if torch.device(device or "cpu").type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def masks_without_waiting(padded: bool) -> Iterator[None]:
+    """Within the block, the library's masks do not ask the device what is known here: that no row holds two
+    texts, and whether any row is `padded`.
+
+    It reads both from the tensors at every forward pass, for which the host waits until all that went before
+    is computed.  Not for models whose layers see a window of the columns: in that, padding may have ended.
+    """
+    asked = masking_utils.find_packed_sequence_indices, masking_utils.fast_all
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    masking_utils.fast_all = lambda mask: not padded
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices, masking_utils.fast_all = asked
 
 
 def torch_dtype(precision: str) -> Any:
@@ -98,11 +188,14 @@ def check_tokens_known(model: Any, tokenizer: Any, highest: int) -> None:
 
 
 def right_padded(rows: list[dict[str, list[int]]], pad_token_id: int, device: Any = None) -> dict[str, Any]:
-    """Return input_ids and labels of shape (rows, longest row), padded on the right.
+    """Return input_ids (rows, longest row), padded on the right, and what is learned from them: the
+    `targets`, the labels in order, and the `positions` in the flattened input_ids that predict them, each one
+    before its label.
 
-    Padding is marked by IGNORED_LABEL, not by the token's identity: an end-of-text token that doubles as the
-    padding token stays supervised where it ends a completion.  There is no attention mask: padding stands
-    behind every real token, and a causal model does not look there.
+    Both come from the rows, so that nobody asks the device for them.  Padding is marked by IGNORED_LABEL, not
+    by the token's identity: an end-of-text token that doubles as the padding token stays supervised where it
+    ends a completion.  There is no attention mask: padding stands behind every real token, and a causal model
+    does not look there.
     """
     longest = max(len(row["input_ids"]) for row in rows)
     shape = (len(rows), longest)
@@ -110,14 +203,17 @@ def right_padded(rows: list[dict[str, list[int]]], pad_token_id: int, device: An
     for i, row in enumerate(rows):
         length = len(row["input_ids"])
         ids[i, :length], labels[i, :length] = row["input_ids"], row["labels"]
-    return {"input_ids": torch.from_numpy(ids).to(device), "labels": torch.from_numpy(labels).to(device)}
+    labels = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED_LABEL).reshape(-1)
+    positions = np.flatnonzero(labels != IGNORED_LABEL)
+    found = {"input_ids": ids, "positions": positions, "targets": labels[positions]}
+    return {name: to_device(torch.from_numpy(values), device) for name, values in found.items()}
 
 
 def left_padded(rows: list[list[int]], pad_token: int, device: Any) -> dict[str, Any]:
     """Return a model's input_ids, attention_mask and position_ids of shape (rows, longest row), padded on the
     left."""
     longest = max(map(len, rows))
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return {"input_ids": torch.tensor([[pad_token] * (longest - len(row)) + row for row in rows],
-                                      device=device),
-            "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+    ids = torch.tensor([[pad_token] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    found = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+    return {name: to_device(tensor, device) for name, tensor in found.items()}

@@ -17,9 +17,11 @@ def test_loss_and_gradients_are_those_of_the_full_logits(architecture: str) -> N
     model = tiny_models.make_model(architecture)
     rows = encoded_rows()
     batch = right_padded(rows, tiny_models.make_tokenizer().eos_token_id)
-    count, longest = int((batch["labels"] != -100).sum()), batch["input_ids"].shape[1]
+    count, longest = len(batch["targets"]), batch["input_ids"].shape[1]
     mask = torch.tensor([[int(i < len(row["input_ids"])) for i in range(longest)] for row in rows])
-    expected = model(**batch, attention_mask=mask).loss
+    labels = torch.tensor([row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows])
+    assert count == (labels[:, 1:] != -100).sum()
+    expected = model(input_ids=batch["input_ids"], attention_mask=mask, labels=labels).loss
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -64,8 +66,7 @@ def test_the_head_in_pieces_gives_the_same_loss_and_gradients(architecture: str,
     monkeypatch.setattr(loss, "HEAD_PIECE_ROWS", 4)
     found = sum_of_losses(model, model, batch)
     (0.5 * found).backward()
-    labels = int((batch["labels"] != -100).sum())
-    assert len(pieces) == -(-labels // 4)
+    assert len(pieces) == -(-len(batch["targets"]) // 4)
     assert max(pieces) == 4
     for name, gradient in gradients.items():
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-6)

@@ -35,7 +35,9 @@ def test_padding_on_the_right_is_no_label() -> None:
     rows = [{"input_ids": [5, 6, 0], "labels": [IGNORED_LABEL, 6, 0]}, {"input_ids": [7], "labels": [7]}]
     batch = models.right_padded(rows, pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 0], [7, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED_LABEL, 6, 0], [7, IGNORED_LABEL, IGNORED_LABEL]]
+    # 5 predicts 6, and 6 the end; what a row begins with is predicted by nothing
+    assert batch["positions"].tolist() == [0, 1]
+    assert batch["targets"].tolist() == [6, 0]
 
 
 def test_padding_on_the_left_moves_no_position() -> None:
@@ -68,3 +70,38 @@ def test_tokens_without_an_embedding_are_told(end: int, highest: int, named: str
             models.check_tokens_known(model, tokenizer, highest)
     else:
         models.check_tokens_known(model, tokenizer, highest)
+
+
+@pytest.mark.parametrize(("error", "ended"), [
+    (torch.OutOfMemoryError("CUDA out of memory."), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (torch.AcceleratorError("CUDA error: out of memory"), True),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+    (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    (ValueError("out of memory"), False)])
+def test_every_kind_of_ended_memory_is_taken_for_it(error: Exception, ended: bool) -> None:
+    """A run ends although half of the batch would fit; or a bug is taken for it, and repeated for ever."""
+    if ended:
+        with models.MemoryMayEnd():
+            raise error
+    else:
+        with pytest.raises(type(error)), models.MemoryMayEnd():
+            raise error
+
+
+@pytest.mark.parametrize(("cuda", "mps", "rank", "found"), [
+    (0, False, None, "cpu"), (0, True, None, "mps"), (1, False, None, "cuda:0"), (2, True, "1", "cuda:1"),
+    (2, False, "2", "process 3 on a machine with 2 GPUs; give --nproc_per_node 2")])
+def test_one_function_chooses_the_device(cuda: int, mps: bool, rank: str | None, found: str,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes work on one GPU, or a stage leaves the GPU unused that another takes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    if "process" in found:
+        with pytest.raises(PipelineError, match=found):
+            models.choose_device()
+    else:
+        assert str(models.choose_device()) == found

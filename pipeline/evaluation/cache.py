@@ -6,6 +6,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from pipeline.models import to_device
+
 # layers that hold keys and values alone; by name, for a state that is left behind would not be noticed
 ROWS_CAN_LEAVE = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -54,11 +56,11 @@ class BatchLayer(DynamicLayer):
         self.show()
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Any) -> None:
-        moved = (indices.cpu() != torch.arange(len(indices))).nonzero()[:, 0].to(indices.device)
+    def take_rows(self, number: int, gaps: Any, fillers: Any) -> None:
+        """Keep `number` rows: the first ones, with the rows `fillers` in the places `gaps`."""
         for states in (self.keys, self.values):
-            states[moved] = states[indices[moved]]
-        self.rows = len(indices)
+            states[gaps] = states[fillers]
+        self.rows = number
         self.show()
 
 
@@ -76,6 +78,23 @@ def batch_cache(parts: list[Any], columns: int) -> Any:
             for part in parts[1:]:
                 part.layers[i] = None  # lets its memory go
     return cache
+
+
+def select_rows(cache: Any, order: list[int], device: Any) -> Any:
+    """Keep the rows `order` of a cache that `batch_cache` made, in this order, and return it as a tensor.
+
+    What moves is known here: the device is not asked, once a layer, for it.
+    """
+    gaps = [place for place, row in enumerate(order) if row != place]
+    fillers = [order[place] for place in gaps]
+    moved = to_device(torch.tensor([gaps, fillers], dtype=torch.int64), device)
+    kept = to_device(torch.tensor(order), device)
+    for layer in cache.layers:
+        if isinstance(layer, BatchLayer):
+            layer.take_rows(len(order), *moved)
+        else:
+            layer.batch_select_indices(kept)
+    return kept
 
 
 def drop_columns(cache: Any, begin: int) -> None:

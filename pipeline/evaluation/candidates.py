@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +13,7 @@ from pipeline.hub import hub_errors, hub_files
 from pipeline.infilling import InfillingFormat
 from pipeline.manifests import MODEL_FILES, check_manifest
 from pipeline.mergeable import read_adapter_json
-from pipeline.models import torch_dtype
+from pipeline.models import choose_device, torch_dtype
 from pipeline.tokenizers import check_local_model, load_tokenizer, model_errors
 from pipeline.weight_files import weight_files
 
@@ -98,7 +97,7 @@ def load_model(source: ModelSource, base: ModelSource, precision: str) -> Any:
         except (ValueError, RuntimeError) as error:
             raise PipelineError(f"model {source.name}: its adapter does not fit {base.name}: "
                                 f"{str(error).splitlines()[0]}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(choose_device()).eval()
 
 
 def load_tokenizers(sources: list[ModelSource], override: str | None) -> list[Any]:

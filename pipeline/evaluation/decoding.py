@@ -11,9 +11,17 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.cache import batch_cache, drop_columns, rows_can_leave
+from pipeline.evaluation.cache import batch_cache, drop_columns, rows_can_leave, select_rows
 from pipeline.evaluation.tasks import Task
-from pipeline.models import check_tokens_known, left_padded, max_positions
+from pipeline.models import (
+    MemoryMayEnd,
+    check_tokens_known,
+    left_padded,
+    masks_without_waiting,
+    max_positions,
+    release_memory,
+    to_device,
+)
 from pipeline.tokenizers import decode_behind
 
 # Columns of a batch's cache in all its rows, prompts and new tokens together: 6 GB with phi-1.5 in 16 bits.
@@ -68,6 +76,11 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {tokenizer.eos_token_id, *configured}
 
 
+def masks_of(plain: bool, padded: bool) -> contextlib.AbstractContextManager:
+    """Within the block, masks are made without asking the device, where every layer sees every column."""
+    return masks_without_waiting(padded) if plain else contextlib.nullcontext()
+
+
 def prefill(model: Any, prompts: list[list[int]], pad_token: int, columns: int) -> tuple[Any, Any, bool]:
     """Return each prompt's logits (rows, vocabulary), the cache, and whether columns of it can be dropped.
 
@@ -83,8 +96,9 @@ def prefill(model: Any, prompts: list[list[int]], pad_token: int, columns: int) 
     logits, caches = [], []
     for part in parts:
         caches.append(DynamicCache(config=model.config))
-        logits.append(model(**left_padded(part, pad_token, model.device), past_key_values=caches[-1],
-                            use_cache=True, logits_to_keep=1).logits[:, -1])
+        with masks_of(plain, padded=len(part[-1]) < len(part[0])):
+            logits.append(model(**left_padded(part, pad_token, model.device), past_key_values=caches[-1],
+                                use_cache=True, logits_to_keep=1).logits[:, -1])
     return torch.cat(logits), batch_cache(caches, columns), plain
 
 
@@ -169,9 +183,9 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
     columns = longest + task.max_new_tokens
     logits, cache, droppable = prefill(model, [prompts[i] for i in by_length],
                                        tokenizer.eos_token_id, columns)
-    mask = torch.tensor([[0] * (longest - length) + [1] * (length + task.max_new_tokens)
-                         for length in lengths], device=device)
-    positions, begin = torch.tensor(lengths, device=device)[:, None], 0
+    mask = to_device(torch.tensor([[0] * (longest - length) + [1] * (length + task.max_new_tokens)
+                                   for length in lengths]), device)
+    positions, begin = to_device(torch.tensor(lengths)[:, None], device), 0
     for column in range(longest + 1, columns + 1):
         # the first of equal ones, as argmax finds; on a CPU in bf16, four times as fast
         chosen = logits.max(dim=-1).indices
@@ -182,15 +196,15 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
         if len(staying) < len(rows):
             order = close_gaps(staying)
             rows, lengths = [rows[place] for place in order], [lengths[place] for place in order]
-            keep = torch.tensor(order, device=device)
-            cache.batch_select_indices(keep)
+            keep = select_rows(cache, order, device)
             chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
             if droppable:
                 begin = longest - max(lengths)
                 drop_columns(cache, begin)
-        logits = model(input_ids=chosen[:, None], attention_mask=mask[:, begin:column],
-                       position_ids=positions, past_key_values=cache, use_cache=True,
-                       logits_to_keep=1).logits[:, -1]
+        with masks_of(droppable, padded=min(lengths) < longest - begin):
+            logits = model(input_ids=chosen[:, None], attention_mask=mask[:, begin:column],
+                           position_ids=positions, past_key_values=cache, use_cache=True,
+                           logits_to_keep=1).logits[:, -1]
         positions = positions + 1
     return [row.result() for row in written]
 
@@ -205,17 +219,15 @@ def generate_within_memory(generate: Callable[[list[list[int]]], list[dict[str, 
     results: list[dict[str, Any]] = []
     while len(results) < len(prompts):
         part = prompts[len(results):len(results) + at_most]
-        try:
+        with MemoryMayEnd():
             results += [result | {"rows": len(part)} for result in generate(part)]
             continue
-        except torch.OutOfMemoryError as error:
-            if len(part) == 1:
-                raise PipelineError(f"out of memory with a single prompt of {len(part[0])} tokens; "
-                                    "free memory, give a smaller --max_new_tokens or a --precision of "
-                                    "16 bits, or use a smaller model") from error
-        # outside of the except block, which holds what the failed batch had in memory
+        if len(part) == 1:
+            raise PipelineError(f"out of memory with a single prompt of {len(part[0])} tokens; "
+                                "free memory, give a smaller --max_new_tokens or a --precision of "
+                                "16 bits, or use a smaller model")
         at_most = (len(part) + 1) // 2
-        torch.cuda.empty_cache()
+        release_memory()
         print(f"out of memory with {len(part)} prompts at once; going on with {at_most}", file=sys.stderr)
     return results, at_most
 

@@ -35,9 +35,10 @@ def batch_losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[tu
     ids, longest = inputs["input_ids"], max(map(len, texts))
     # (rows, width, vocabulary); not every model leaves the other columns out
     logits = model(**inputs, use_cache=False, logits_to_keep=width + 1).logits[:, -width - 1:-1]
-    return [(torch.nn.functional.cross_entropy(logits[i, width - end:].float(), ids[i, longest - end:],
-                                               reduction="sum").item(), end)
-            for i, end in enumerate(ends)]
+    nats = torch.stack([torch.nn.functional.cross_entropy(logits[i, width - end:].float(),
+                                                          ids[i, longest - end:], reduction="sum")
+                        for i, end in enumerate(ends)])
+    return list(zip(nats.tolist(), ends, strict=True))  # a GPU is waited for once
 
 
 def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task,

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.codexglue import CODEXGLUE_MAX_NEW_TOKENS
-from pipeline.models import torch_dtype
+from pipeline.models import choose_device, torch_dtype
 from pipeline.tokenizers import model_errors
 
 SAMPLE, SMALL_SAMPLE = 500, 200  # examples of each set; the latter where the former would take too long
@@ -19,7 +19,7 @@ SIZE = 1024  # of the matrices that the rate is measured on
 def choose_sample(asked: int | None, base: ModelSource, context_tokens: list[int], chunk_tokens: int,
                   precision: str) -> int:
     """Return `asked`, or the default: SAMPLE, but SMALL_SAMPLE where that would take a CPU LONG_SECONDS."""
-    if asked is not None or torch.cuda.is_available():
+    if asked is not None or choose_device().type != "cpu":
         return SAMPLE if asked is None else asked
     seconds = SAMPLE * seconds_an_example(base, context_tokens, chunk_tokens, precision)
     return SMALL_SAMPLE if seconds > LONG_SECONDS else SAMPLE

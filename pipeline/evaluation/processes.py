@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.models import take_device
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,11 @@ ALONE = Processes()
 def join_processes() -> Processes:
     """Return the processes that torchrun started, once they have found each other.
 
-    Each takes the GPU of its number.
+    Each takes its device, the GPU of its number if there are any.
     """
+    take_device("benchmarking.py")
     processes = Processes(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if processes.number > 1:
-        if torch.cuda.is_available():
-            local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local >= gpus:
-                raise PipelineError(f"torchrun: process {local + 1} on a machine with {gpus} GPUs; "
-                                    f"give --nproc_per_node {gpus}")
-            torch.cuda.set_device(local)
         # they wait for the slowest of them, for hours with a large set
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
         # else its threads may still run when the interpreter ends, which then aborts

@@ -3,7 +3,6 @@ import argparse
 import contextlib
 import copy
 import functools
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.lora.bnb import Linear4bit
+from torch._functorch import config as compiler_settings
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.errors import PipelineError
@@ -27,19 +28,14 @@ from pipeline.mergeable import (
     stored_embeddings,
     stored_weight,
 )
-from pipeline.models import check_tokens_known, torch_dtype
+from pipeline.models import check_tokens_known, choose_device, torch_dtype
 from pipeline.tokenizers import check_local_model, model_errors
 from pipeline.training.token_rows import fuse_token_rows
 
 
-def local_rank() -> int:
-    """Return the number of this process on its machine, as torchrun gives it: the GPU that it works on."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def load_base_model(name: str, revision: str | None, quantization: str, precision: str) -> Any:
     """Return the frozen base model; nf4 quantizes its linear layers to 4 bits (Dettmers et al. 2023)."""
-    dtype = torch_dtype(precision)
+    dtype, device = torch_dtype(precision), choose_device()
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=dtype) if quantization == "nf4" else None
     check_local_model(name)
@@ -49,9 +45,23 @@ def load_base_model(name: str, revision: str | None, quantization: str, precisio
             raise PipelineError(f"model {name}: holds no safetensors file; pickled weights are not loaded")
         model = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, dtype=dtype, quantization_config=config, trust_remote_code=False,
-            use_safetensors=True, device_map={"": local_rank()} if torch.cuda.is_available() else None)
+            use_safetensors=True, device_map=None if device.type == "cpu" else {"": device})
     model.config.use_cache = False
+    gelu_in_one_kernel(model)
     return model.requires_grad_(False)
+
+
+def gelu_in_one_kernel(model: Any) -> None:
+    """Replace the activations that write GELU's tanh form (Hendrycks and Gimpel 2016) as a formula by torch's
+    own.
+
+    The formula is eight kernels, whose results are all kept for the backward pass, and its third power
+    overflows in fp16.  In float32 the two are 5e-7 apart.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, (NewGELUActivation, FastGELUActivation)):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 def target_layers(model: Any, targets: list[str]) -> list[str]:
@@ -163,7 +173,11 @@ def add_adapters(model: Any, args: argparse.Namespace, trained_tokens: tuple[int
     fuse_token_rows(adapted)
     if args.gradient_checkpointing:
         checkpoint_activations(model)
-    if args.torch_compile:  # block by block: all blocks are alike, so that one is compiled for all
+    if args.torch_compile:
+        # a weight in 4 bits is made in 16 for the forward pass and again for the backward pass: taken for one
+        # expression, it would be kept in between
+        compiler_settings.cse = args.quantization != "nf4"
+        # block by block: all blocks are alike, so that one is compiled for all
         for module in model.modules():
             if type(module).__name__ in (model._no_split_modules or ()):
                 module.compile(dynamic=True)
@@ -218,7 +232,7 @@ def frozen_weight(layer: Any, dtype: Any) -> Any:
 def fuse_adapters(model: Any) -> None:
     """Let the layers with a plain adapter, one without dropout, compute it by `LoraProduct`.
 
-    The others are left to PEFT.
+    The others are left to PEFT.  `all_fused` tells whether there are any.
     """
     def fuse(layer: Any, name: str) -> None:
         peft_forward, base = layer.forward, layer.get_base_layer()
@@ -245,6 +259,12 @@ def fuse_adapters(model: Any) -> None:
         plain = isinstance(layer.lora_dropout[name], torch.nn.Identity) and layer.lora_B[name].bias is None
         if plain and not layer.lora_variant and isinstance(layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
             fuse(layer, name)
+
+
+def all_fused(model: Any) -> bool:
+    """Return whether every adapter is computed by `LoraProduct`, in the dtype of its layer's input; PEFT's
+    own computation is in the adapter's float32."""
+    return all("forward" in vars(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
 
 
 def evaluation_mode(model: Any) -> Any:

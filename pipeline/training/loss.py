@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models import IGNORED_LABEL
+from pipeline.models import masks_without_waiting
 from pipeline.training.token_rows import head_dtype, trained_rows
 
 HEAD_PIECE_ROWS = 2048  # labels whose logits are in memory at one time: 200 MB with 50,000 tokens in 16 bits
@@ -16,14 +16,15 @@ LOSS_BLOCK_ROWS = 128  # rows of logits that are in float32 at one time; more le
 
 @contextlib.contextmanager
 def head_only_at(model: Any, positions: Any) -> Iterator[None]:
-    """Within the block, the output head of `model` sees only the `positions` (batch, tokens; boolean).
+    """Within the block, the output head of `model` sees only the `positions` (number; of the flattened
+    batch).
 
-    The model's logits are then (positions that are true, vocabulary): what a forward pass spends on the head,
-    which for a small model is a quarter of the work, is spent on labelled positions alone.  A hook on the
-    head works for every architecture, with adapters and under data parallelism.
+    The model's logits are then (positions, vocabulary): what a forward pass spends on the head, which for a
+    small model is a quarter of the work, is spent on labelled positions alone.  A hook on the head works for
+    every architecture, with adapters and under data parallelism.
     """
     def select(module: Any, inputs: tuple) -> tuple:
-        return (inputs[0][positions], *inputs[1:])
+        return (inputs[0].flatten(0, 1)[positions], *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
@@ -36,11 +37,11 @@ def head_only_at(model: Any, positions: Any) -> Iterator[None]:
 def without_head(model: Any, positions: Any) -> Iterator[Any]:
     """Within the block, the output of `model` is what its head would see at the `positions`; yields the head.
 
-    (positions that are true, hidden size) instead of (..., vocabulary).
+    (positions, hidden size) instead of (..., vocabulary).
     """
     head = model.get_output_embeddings()
     original, of_its_own = head.forward, "forward" in vars(head)
-    head.forward = lambda hidden: hidden[positions]
+    head.forward = lambda hidden: hidden.flatten(0, 1)[positions]
     try:
         yield original
     finally:
@@ -58,21 +59,19 @@ def head_is_last(model: Any) -> bool:
 def sum_of_losses(model: Any, causal_model: Any, batch: dict[str, Any]) -> Any:
     """Return the sum over a batch's labels of the negative log likelihood in nats, as a float32 scalar.
 
-    `model` is what is called (it may be wrapped for data parallelism), `causal_model` the CausalLM inside.
-    Memory: the logits of HEAD_PIECE_ROWS labels, however many there are.
+    `batch` is of `right_padded`.  `model` is what is called (it may be wrapped for data parallelism),
+    `causal_model` the CausalLM inside. Memory: the logits of HEAD_PIECE_ROWS labels, however many there are.
     """
-    # position i predicts i + 1
-    labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
-    labelled = labels != IGNORED_LABEL
-    targets = labels[labelled]
-    # without an attention mask (`right_padded`), attention takes the faster of its kernels
+    positions, targets = batch["positions"], batch["targets"]
+    # without an attention mask, attention takes the faster of its kernels
     inputs = {"input_ids": batch["input_ids"], "use_cache": False}
-    if len(targets) <= HEAD_PIECE_ROWS or not head_is_last(causal_model):
-        with head_only_at(causal_model, labelled):
-            logits = model(**inputs).logits
-        return CrossEntropyInPlace.apply(logits, targets)
-    with without_head(causal_model, labelled) as head:
-        hidden = model(**inputs).logits
+    with masks_without_waiting(padded=False):
+        if len(targets) <= HEAD_PIECE_ROWS or not head_is_last(causal_model):
+            with head_only_at(causal_model, positions):
+                logits = model(**inputs).logits
+            return CrossEntropyInPlace.apply(logits, targets)
+        with without_head(causal_model, positions) as head:
+            hidden = model(**inputs).logits
     own = causal_model.get_output_embeddings()
     return HeadAndCrossEntropy.apply(hidden, targets, head, head_dtype(own), *trained_rows(own))
 
@@ -93,7 +92,7 @@ class CrossEntropyInPlace(torch.autograd.Function):
             total -= log_likelihood.gather(1, target[:, None]).sum()
             if ctx.needs_input_grad[0]:
                 gradient = log_likelihood.exp_()
-                gradient.scatter_add_(1, target[:, None], gradient.new_full((len(target), 1), -1.0))
+                gradient[torch.arange(len(target), device=target.device), target] -= 1
                 block.copy_(gradient)
         ctx.save_for_backward(logits)
         return total

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from pipeline.models import available_memory
+from pipeline.models import available_memory, choose_device
 from pipeline.training.checkpoints import CHECKPOINT_HASHES
 from pipeline.training.examples import EncodedExamples
 
 PROBE_ROWS = 4  # examples that memory and time are measured on before training
 # Share of the free memory that --tokens_per_batch auto plans with: the backward pass needs as much again.
 MEMORY_SHARE = 0.5
-MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "cpu": 2048}  # on a CPU more is slower (perf/README.md)
+MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "mps": 8192, "cpu": 2048}  # on a CPU more is slower (perf/README.md)
 
 # In a short run many small steps learn more from the same tokens than few large ones (perf/README.md).
 STEPS_WANTED = 300
@@ -50,7 +49,7 @@ def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, 
         return args.tokens_per_batch
     if resume_from:
         return json.loads((resume_from / CHECKPOINT_HASHES).read_bytes())["tokens_per_batch"]
-    free, most = available_memory(), MOST_TOKENS_PER_BATCH["cuda" if torch.cuda.is_available() else "cpu"]
+    free, most = available_memory(), MOST_TOKENS_PER_BATCH[choose_device().type]
     return max(longest, min(most, int(MEMORY_SHARE * free / bytes_per_token)))
 
 

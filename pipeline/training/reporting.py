@@ -56,8 +56,7 @@ def complete_samples(trainer: Any, tokenizer: Any, examples: EncodedExamples,
 
     def completions() -> list[str]:
         # eager: with --torch_compile, each new length of the cache would be compiled
-        with (torch.inference_mode(), torch.compiler.set_stance("force_eager"),
-              trainer.compute_loss_context_manager()):
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             written = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, use_cache=True,
                                      pad_token_id=tokenizer.eos_token_id)
             return texts(written[:, inputs["input_ids"].shape[1]:].tolist())

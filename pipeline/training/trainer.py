@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from safetensors.torch import save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.models import IGNORED_LABEL, right_padded
+from pipeline.models import IGNORED_LABEL, MemoryMayEnd, choose_device, release_memory, right_padded
 from pipeline.training.batches import StepSampler, row_length, token_batches
 from pipeline.training.data import Data
 from pipeline.training.examples import EncodedExamples
-from pipeline.training.lora import checkpoint_activations, evaluation_mode
+from pipeline.training.lora import all_fused, checkpoint_activations, evaluation_mode
 from pipeline.training.loss import sum_of_losses
 
 CHECKPOINTS_KEPT = 2
@@ -40,6 +41,8 @@ class CompletionTrainer(Trainer):
 
     def __init__(self, *args: Any, pad_token_id: int, also: dict[str, EncodedExamples], **kwargs: Any):
         super().__init__(*args, data_collator=list, **kwargs)
+        if self.args.device.type != "cpu" and all_fused(self.model):
+            compute_as_loaded(self.accelerator)
         self.pad_token_id, self.also = pad_token_id, also
         self.tokens_per_batch = 0  # set before training
         self.real_tokens = self.padded_tokens = 0  # the latter of this process
@@ -63,14 +66,27 @@ class CompletionTrainer(Trainer):
         Weights, gradients and the random state are left as they were.  Where the rows do not fit into memory,
         fewer are taken.
         """
-        while True:
-            with contextlib.suppress(torch.OutOfMemoryError):
-                return self._measure(rows)
-            if len(rows) == 1:
-                self.keep_less(rows)
-            rows = rows[:max(1, len(rows) // 2)]
-            self.model.zero_grad()
-            torch.cuda.empty_cache()
+        with self.forward_as_trained():
+            while True:
+                with MemoryMayEnd():
+                    return self._measure(rows)
+                if len(rows) == 1:
+                    self.keep_less(rows)
+                rows = rows[:max(1, len(rows) // 2)]
+                self.model.zero_grad()
+                release_memory()
+
+    @contextlib.contextmanager
+    def forward_as_trained(self) -> Iterator[None]:
+        """Within the block, the model's forward pass is the one that training will have, with its
+        precision."""
+        self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+        try:
+            yield
+        finally:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.accelerator.free_memory()
+            del self.model._is_accelerate_prepared  # else it would not be prepared for training
 
     def keep_less(self, rows: list) -> None:
         """Turn gradient checkpointing on, as one of `rows` alone does not fit.
@@ -102,7 +118,7 @@ class CompletionTrainer(Trainer):
                 kept.clear()
                 begun = time.perf_counter()
                 hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-                with hooks, self.compute_loss_context_manager():
+                with hooks:
                     loss = sum_of_losses(model, model.get_base_model(), batch)
                 loss.backward()
                 loss.item()  # waits for the device
@@ -114,9 +130,8 @@ class CompletionTrainer(Trainer):
     def training_step(self, model: Any, inputs: list, num_items_in_batch: Any = None) -> Any:
         model.train()
         while True:
-            with contextlib.suppress(torch.OutOfMemoryError):
+            with MemoryMayEnd():
                 return self._step(model, inputs)
-            # behind the block, and not in an except, which would hold what the failed step had in memory
             longest = max(map(row_length, inputs))
             if self.args.world_size > 1:  # the other processes are ahead already
                 raise PipelineError(f"--tokens_per_batch {self.tokens_per_batch}: does not fit into the "
@@ -129,7 +144,7 @@ class CompletionTrainer(Trainer):
                 print(f"out of memory: going on with --tokens_per_batch {self.tokens_per_batch}",
                       file=sys.stderr)
             model.zero_grad()  # the whole step is taken again: nothing is lost and nothing counts twice
-            torch.cuda.empty_cache()
+            release_memory()
 
     def _step(self, model: Any, step: list) -> Any:
         begun = time.perf_counter()
@@ -141,11 +156,10 @@ class CompletionTrainer(Trainer):
         for number, members in enumerate(batches, start=1):
             batch = right_padded(members, self.pad_token_id, device)
             with contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    # Data parallelism averages gradients over the processes: times their number, it sums
-                    # them.  A process without an example of its own takes part with a weight of 0.
-                    weight = self.args.world_size * bool(rows) / labels
-                    loss = sum_of_losses(model, causal_model, batch) * weight
+                # Data parallelism averages gradients over the processes: times their number, it sums them.
+                # A process without an example of its own takes part with a weight of 0.
+                weight = self.args.world_size * bool(rows) / labels
+                loss = sum_of_losses(model, causal_model, batch) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
         total.item()  # waits for the device, so that the time measured is that of the work
@@ -157,14 +171,17 @@ class CompletionTrainer(Trainer):
     def mean_loss(self, model: Any, examples: EncodedExamples) -> float:
         """Return the mean loss over all labels of the examples, in nats; the processes share the work."""
         rows = [examples[i] for i in range(self.args.process_index, len(examples), self.args.world_size)]
-        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums, labels = [torch.zeros((), device=self.args.device)], 0
         for members in token_batches(rows, self.tokens_per_batch):
             batch = right_padded(members, self.pad_token_id, self.args.device)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                totals[0] += sum_of_losses(model, model.get_base_model(), batch)
-            totals[1] += (batch["labels"] != IGNORED_LABEL).sum()
-        totals = self.accelerator.reduce(totals, "sum")
-        return (totals[0] / totals[1]).item()
+            with torch.no_grad():
+                sums.append(sum_of_losses(model, model.get_base_model(), batch))
+            labels += len(batch["targets"])
+        nats = float(sum(torch.stack(sums).tolist()))  # waits for the device once
+        if self.args.world_size > 1:
+            totals = torch.tensor([nats, labels], dtype=torch.float64, device=self.args.device)
+            nats, labels = self.accelerator.reduce(totals, "sum").tolist()
+        return nats / labels
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Log and return the losses of what is validated on; remember the best adapter."""
@@ -202,23 +219,46 @@ class CompletionTrainer(Trainer):
                     parameter.copy_(self.best["weights"][name])
 
 
+def compute_as_loaded(accelerator: Any) -> None:
+    """Let the model compute in the dtype of its weights, as it does without this library's autocast.
+
+    On a GPU, autocast takes norms and powers to float32, and logits too: memory and time for what the kernels
+    do within themselves.  The fused adapters choose their dtype themselves.  The loss scale of fp16 stays.
+    """
+    prepare_model = accelerator.prepare_model
+
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        amp, accelerator.native_amp = accelerator.native_amp, False
+        try:
+            return prepare_model(*args, **kwargs)
+        finally:
+            accelerator.native_amp = amp  # by which it knows that gradients are scaled
+
+    accelerator.prepare_model = prepare
+
+
 def training_arguments(args: argparse.Namespace, checkpoints: Path, precision: str, steps: int,
                        warmup_ratio: float) -> Any:
     """Return the Trainer's arguments; `warmup_ratio`: share of the steps in which the learning rate rises."""
     every = args.eval_steps or max(1, steps // 5)
+    # the fused one takes what the loss scale overflowed as a step, and the learning rate would go on
+    optimizer = "adamw_torch" if precision == "fp16" else "adamw_torch_fused"
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR",
                           str(args.output_dir.with_name(f"{args.output_dir.name}.runs")))
-    return TrainingArguments(
+    settings = TrainingArguments(
         output_dir=str(checkpoints), per_device_train_batch_size=args.examples_per_step,
         num_train_epochs=args.num_train_epochs, max_steps=args.max_steps or -1,
         learning_rate=args.learning_rate, lr_scheduler_type=args.lr_scheduler_type, warmup_steps=warmup_ratio,
-        max_grad_norm=1.0, weight_decay=0.0, optim="adamw_torch_fused", bf16=precision == "bf16",
-        fp16=precision == "fp16", use_cpu=not torch.cuda.is_available(), logging_steps=args.logging_steps,
+        max_grad_norm=1.0, weight_decay=0.0, optim=optimizer, bf16=precision == "bf16",
+        fp16=precision == "fp16", use_cpu=choose_device().type == "cpu", logging_steps=args.logging_steps,
         logging_nan_inf_filter=False, eval_strategy="steps", eval_steps=every, eval_on_start=True,
         save_strategy="steps", save_steps=args.save_steps or every, save_total_limit=CHECKPOINTS_KEPT,
         report_to=args.report_to, disable_tqdm=True, seed=args.seed, data_seed=args.seed,
         remove_unused_columns=False, dataloader_pin_memory=False, push_to_hub=False,
         ddp_find_unused_parameters=False)
+    if settings.n_gpu > 1:  # several in one process would each get a step of their own (DataParallel)
+        settings._n_gpu = 1
+    return settings
 
 
 def make_trainer(args: argparse.Namespace, settings: Any, model: Any, data: Data, pad_token_id: int) -> Any:
