@@ -7,8 +7,8 @@ Writes  models/adapter/                 the LoRA adapter and its tokenizer, repo
         models/adapter.checkpoints/     while it runs; removed when it has ended
 
 The base model is quantized to 4 bits (NF4) and frozen; LoRA adapters on all of its linear layers are trained
-in float32 under bf16 autocast.  What is learned from are whole files, in sequences of --sequence_tokens:
-every token is a label once, and the end of text only where a file ends.  A data set without files, or
+in float32, with the computation in bf16.  What is learned from are whole files, in sequences of
+--sequence_tokens: every token is a label once, and the end of text only where a file ends.  A data set without files, or
 --train_on pairs, gives pairs of prompt and completion, whose labels are the completion's.  Validation is on
 pairs of held-out files, behind --sequence_tokens of their file and behind one chunk of it; what is saved is
 the adapter of the validation with the lowest loss behind the longer context.  One optimizer step holds
@@ -66,12 +66,14 @@ def train(args: argparse.Namespace) -> None:
 
     models.quiet_libraries()
     transformers.set_seed(args.seed)
-    models.take_device("train.py")
+    models.take_device("train.py", args.deterministic)
     precision, device = models.choose_precision(args.precision), models.device_name()
     steps = planning.plan_steps(args, len(data.train))
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
     first_process = settings.process_index == 0
+    asked = args.quantization
+    args.quantization = planning.choose_quantization(args, precision, settings.world_size)
     model = make_model(args, precision, tokenizer, data.highest_token(), data.trained_tokens())
     data.identities["base_model_hash"] = models.model_hash(args.model_name_or_path, args.model_revision)
 
@@ -80,8 +82,8 @@ def train(args: argparse.Namespace) -> None:
         resume_from = checkpoints.choose_start(folder, args, shared_settings, settings.world_size)
         settings.eval_on_start = resume_from is None  # a resumed run has its first validation behind it
         trainer = make_trainer(args, settings, model, data, tokenizer.eos_token_id)
-        seconds_per_token = planning.plan_batches(trainer, data.train, args, resume_from)
-        reporting.describe(args, model, data, trainer, steps, device, precision, seconds_per_token)
+        plan = planning.plan_batches(trainer, data.train, args, resume_from)
+        reporting.describe(args, model, data, trainer, steps, device, precision, plan, asked)
         if args.dry_run:
             reporting.show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)
             with contextlib.suppress(OSError):
@@ -174,8 +176,9 @@ def build_parser() -> argparse.ArgumentParser:
                        help="sequences or pairs drawn from the train split; 0: all (default: %(default)s)")
     learn.add_argument("--max_validation_samples", type=non_negative_int, default=500,
                        help="pairs drawn from the validation split; 0: all (default: %(default)s)")
-    learn.add_argument("--quantization", choices=("nf4", "none"), default="nf4",
-                       help="of the base model (default: %(default)s)")
+    learn.add_argument("--quantization", choices=("nf4", "none", "auto"), default="nf4",
+                       help="of the base model; auto: nf4 only where its weights in --precision take more "
+                            "than half of the device's free memory (default: %(default)s)")
     learn.add_argument("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
                        help="of the computation; auto: bf16 where the hardware has it, else fp16 on a GPU, "
                             "float32 on a CPU (default: %(default)s)")
@@ -221,6 +224,10 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--gradient_checkpointing", action="store_true",
                       help="compute activations twice to save memory; turned on where one example does not "
                            "fit without it")
+    work.add_argument("--deterministic", action="store_true",
+                      help="on a GPU, take only kernels that give the same bits each time, which are slower, "
+                           "so that a run that is repeated or resumed ends with the same adapter; a CPU has "
+                           "no others (default: the fastest kernels)")
     work.add_argument("--torch_compile", action="store_true",
                       help="compile the model's blocks first: a minute or more, which pays in long runs")
     work.add_argument("--eval_steps", type=non_negative_int, default=0,

@@ -43,8 +43,9 @@ def choose_device() -> Any:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def take_device(script: str) -> Any:
-    """Return the device of this process, prepared: kernels suited to rows of many lengths.
+def take_device(script: str, deterministic: bool = False) -> Any:
+    """Return the device of this process, prepared: kernels suited to rows of many lengths, and, if
+    `deterministic`, those that give the same bits each time, as a CPU's do.
 
     Where a process without torchrun leaves GPUs unused, a line says how `script` uses them.
     """
@@ -52,6 +53,9 @@ def take_device(script: str) -> Any:
     # its attention builds a plan for each new shape, for 23 to 37 ms, and here every batch has its own
     torch.backends.cuda.enable_cudnn_sdp(False)
     if device.type == "cuda":
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS reads when it starts
+            torch.use_deterministic_algorithms(True)
         torch.cuda.set_device(device)
         gpus = torch.cuda.device_count()
         if gpus > 1 and "WORLD_SIZE" not in os.environ:

@@ -1,4 +1,5 @@
 """pipeline/training/callback.py: divergence, early stopping and signals."""
+import re
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,18 @@ def test_callback_ends_a_diverged_run() -> None:
     for logs in ({"loss": float("nan")}, {"loss": float("inf")}, *diverged):
         with pytest.raises(PipelineError, match="diverged"):
             callback.on_log(None, state, None, logs)
+
+
+def test_the_time_that_is_left_is_told_again_after_ten_steps(
+        model_folder: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture) -> None:
+    """What one batch took before the run stays the estimate, although the first steps show another."""
+    with_validation_losses(monkeypatch, [5.0, 4.0, 3.0])
+    settings = ("--max_steps", 13, "--eval_steps", 12, "--learning_rate", 1e-6)
+    train.main(command(model_folder, dataset_folder, tmp_path / "adapter", *settings))
+    told = re.findall(r"step (\d+)/13: about ([\d.]+) s to go", capsys.readouterr().err)
+    assert [step for step, _ in told] == ["11"]
+    assert float(told[0][1]) > 0
 
 
 def test_early_stopping(model_folder: Path, dataset_folder: Path, tmp_path: Path,

@@ -4,12 +4,31 @@ import json
 from pathlib import Path
 
 import pytest
-from training_runs import command, curve_of
+import torch
+from training_runs import arguments, command, curve_of
 
 import train
+from pipeline.errors import PipelineError
 from pipeline.training import planning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("free", "asked", "mac", "found"), [
+    (10**9, "auto", False, "none"), (400_000, "auto", False, "nf4"), (10**9, "nf4", False, "nf4"),
+    (400_000, "none", False, "none"), (400_000, "auto", True, "none"),
+    (10**9, "nf4", True, "not for Apple's GPU")])
+def test_4_bits_where_16_do_not_fit(free: int, asked: str, mac: bool, found: str, model_folder: Path,
+                                    dataset_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that does not fit is loaded in 16 bits, or one that fits in 4, which is slower."""
+    args = arguments(model_folder, dataset_folder, "--quantization", asked)
+    monkeypatch.setattr(planning, "available_memory", lambda: free)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mac)
+    if "Apple" in found:
+        with pytest.raises(PipelineError, match=found):
+            planning.choose_quantization(args, "bf16", 1)
+    else:
+        assert planning.choose_quantization(args, "bf16", 1) == found
 
 
 def test_free_memory_decides_the_batch(model_folder: Path, dataset_folder: Path, tmp_path: Path,

@@ -2,6 +2,7 @@
 import math
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from transformers import TrainerCallback
 from pipeline.errors import PipelineError
 from pipeline.files import hash_files, write_json
 from pipeline.progress import print_above, progress
+from pipeline.stage import duration
 from pipeline.training.checkpoints import BEST_ADAPTER, CHECKPOINT_HASHES
 
 # What the log calls the losses of what is validated on, and how they are shown.
 SHOWN_LOSSES = {"eval_loss": "validation loss", "eval_one_chunk_loss": "behind one chunk",
                 "eval_replay_loss": "replay", "eval_infilling_loss": "middles"}
+ESTIMATE_STEPS = 10  # that the time of the rest is estimated from
 
 
 class RunCallback(TrainerCallback):
@@ -28,6 +31,8 @@ class RunCallback(TrainerCallback):
         self.previous_handlers: dict[int, Any] = {}
         self.bar: Any = None
         self.shown: dict[str, str] = {}
+        self.steps = 0  # of this run
+        self.clock = (0.0, 0.0)  # seconds and seconds of validations, at the end of its first step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -44,12 +49,29 @@ class RunCallback(TrainerCallback):
             rate = f"{self.trainer.real_tokens / self.trainer.step_seconds:,.0f}"
             self.bar.set_postfix(self.shown | {"tokens/s": rate}, refresh=False)
             self.bar.update(1)
+            self.correct_estimate(state)
         if args.world_size > 1:  # the processes must stop at the same step
             heard = torch.tensor(self.signal or 0, device=args.device)
             torch.distributed.all_reduce(heard, op=torch.distributed.ReduceOp.MAX)
             self.signal = int(heard) or None
         if self.signal is not None:  # a checkpoint first, then the end
             control.should_save = control.should_training_stop = True
+
+    def correct_estimate(self, state: Any) -> None:
+        """Once there are ESTIMATE_STEPS steps behind the first, which prepares kernels, say how long the rest
+        will take: what was said before the run was measured on one batch."""
+        self.steps += 1
+        if self.steps == 1:
+            self.clock = time.perf_counter(), self.trainer.validation_seconds
+        left = state.max_steps - state.global_step
+        if self.steps == 1 + ESTIMATE_STEPS and left:
+            begun, validated = self.clock
+            validated = self.trainer.validation_seconds - validated
+            seconds = left * (time.perf_counter() - begun - validated) / ESTIMATE_STEPS
+            if self.trainer.validations:
+                a_validation = self.trainer.validation_seconds / self.trainer.validations
+                seconds += a_validation * -(-left // self.trainer.args.eval_steps)
+            print_above(f"step {state.global_step}/{state.max_steps}: about {duration(seconds)} to go")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]

@@ -2,18 +2,26 @@
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.models import available_memory, choose_device
+from pipeline.errors import PipelineError
+from pipeline.models import available_memory, choose_device, torch_dtype
+from pipeline.tokenizers import model_errors
 from pipeline.training.checkpoints import CHECKPOINT_HASHES
 from pipeline.training.examples import EncodedExamples
 
 PROBE_ROWS = 4  # examples that memory and time are measured on before training
 # Share of the free memory that --tokens_per_batch auto plans with: the backward pass needs as much again.
 MEMORY_SHARE = 0.5
+# Share of the free memory that a model in 16 bits may take under --quantization auto: the rest is for
+# adapters, their gradients and moments, and what a batch keeps.
+WEIGHTS_SHARE = 0.5
 MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "mps": 8192, "cpu": 2048}  # on a CPU more is slower (perf/README.md)
 
 # In a short run many small steps learn more from the same tokens than few large ones (perf/README.md).
@@ -40,7 +48,7 @@ def choose_examples_per_step(args: argparse.Namespace, examples: int) -> int:
 
 
 def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, bytes_per_token: float,
-                            longest: int) -> int:
+                            longest: int, free: int) -> int:
     """Return the padded tokens of a batch: what is asked for, or as many as the free memory takes.
 
     A resumed run keeps to the value of the run before: sums of other batches are rounded otherwise.
@@ -49,15 +57,47 @@ def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, 
         return args.tokens_per_batch
     if resume_from:
         return json.loads((resume_from / CHECKPOINT_HASHES).read_bytes())["tokens_per_batch"]
-    free, most = available_memory(), MOST_TOKENS_PER_BATCH[choose_device().type]
+    most = MOST_TOKENS_PER_BATCH[choose_device().type]
     return max(longest, min(most, int(MEMORY_SHARE * free / bytes_per_token)))
 
 
+@dataclass
+class Plan:
+    """What a run was planned with: measured on the longest examples, before it begins."""
+    free: int  # bytes, with the model loaded
+    bytes_per_token: float  # kept for the backward pass
+    seconds_per_token: float
+
+
+def choose_quantization(args: argparse.Namespace, precision: str, processes: int) -> str:
+    """Return nf4 or none: --quantization, or by the free memory of the first process's device.
+
+    Raises PipelineError where the device has no 4 bits.
+    """
+    on_mac = choose_device().type == "mps"
+    if args.quantization == "nf4" and on_mac:
+        raise PipelineError("--quantization nf4: is not for Apple's GPU; give --quantization none, and a "
+                            "model that fits its memory")
+    if args.quantization != "auto" or on_mac:
+        return "nf4" if args.quantization == "nf4" else "none"
+    with model_errors(args.model_name_or_path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision,
+                                            trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    weights = torch_dtype(precision).itemsize * sum(parameter.numel() for parameter in model.parameters())
+    free = available_memory()
+    chosen = ["none" if weights <= WEIGHTS_SHARE * free else "nf4"]
+    if processes > 1:  # another's memory may be another
+        torch.distributed.broadcast_object_list(chosen)
+    return chosen[0]
+
+
 def plan_batches(trainer: Any, examples: EncodedExamples, args: argparse.Namespace,
-                 resume_from: Path | None) -> float:
-    """Measure what the longest examples take, set `tokens_per_batch` by it, return the seconds a token."""
+                 resume_from: Path | None) -> Plan:
+    """Measure what the longest examples take, and set `tokens_per_batch` by it."""
+    free = available_memory()
     longest = np.argsort(examples.lengths, kind="stable")[::-1][:PROBE_ROWS]
     bytes_per_token, seconds_per_token = trainer.measure([examples[i] for i in longest])
     trainer.tokens_per_batch = choose_tokens_per_batch(args, resume_from, bytes_per_token,
-                                                       int(examples.lengths.max()))
-    return seconds_per_token
+                                                       int(examples.lengths.max()), free)
+    return Plan(free, bytes_per_token, seconds_per_token)

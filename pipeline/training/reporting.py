@@ -24,6 +24,7 @@ from pipeline.training.curve import draw_curve
 from pipeline.training.data import REPLAY, Data
 from pipeline.training.examples import EncodedExamples
 from pipeline.training.lora import evaluation_mode, frozen_experts
+from pipeline.training.planning import Plan
 
 SHOWN_COMPLETIONS, SHOWN_TOKENS = 3, 64  # in the report
 
@@ -108,8 +109,8 @@ def show_dry_run(data: Data, tokenizer: Any, args: argparse.Namespace, tokens_pe
 
 
 def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, steps: int, device: str,
-             precision: str, seconds_per_token: float) -> None:
-    """Print the device, what is trained on how much, and about how long it will take."""
+             precision: str, plan: Plan, asked_quantization: str) -> None:
+    """Print the device and how it is used, about how long it will take, and what is trained on how much."""
     if not trainer.is_world_process_zero():
         return
     processes = trainer.args.world_size
@@ -120,10 +121,13 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
     # a validation has no backward pass, which is about two thirds of the work
     held_out = sum(examples.lengths.sum() for examples in (data.validation, *data.also.values()))
     validated = validations * held_out / 3
-    seconds = seconds_per_token * (tokens / share + validated) / processes
+    seconds = plan.seconds_per_token * (tokens / share + validated) / processes
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     experts = frozen_experts(model)
     frozen = f" ({experts:,} parameters of experts stay as they are)" if experts else ""
+    base = "NF4" if args.quantization == "nf4" else precision
+    if asked_quantization == "auto":
+        base += " (16 bits do not fit)" if args.quantization == "nf4" else " (which fits)"
     what = "examples"
     if data.train_on == "files":
         what = f"sequences of whole files, of at most {args.sequence_tokens} tokens"
@@ -131,12 +135,14 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
         written = data.infilling.format
         what += (f" ({data.infilling.kinds.total():,} of them with a middle, {written.order} with "
                  f"{' '.join(written.tokens)})")
-    print(f"device: {f'{processes} times ' if processes > 1 else ''}{device}, {precision}, base model in "
-          f"{'NF4' if args.quantization == 'nf4' else precision}\n"
+    if processes > 1:
+        device = f"{processes} times {device}"
+    print(f"device: {device}, {precision}, base model in {base}; at most {trainer.tokens_per_batch:,} tokens "
+          f"at once, {plan.bytes_per_token / 1e6:.2f} MB each, with {plan.free / 1e9:.1f} GB free; about "
+          f"{duration(seconds)}\n"
           f"{trainable:,} trainable parameters{frozen}; {len(data.train):,} {what}, {tokens:,} tokens in "
           f"{steps:,} steps of {args.examples_per_step} examples; {share:.1%} of what is computed are real "
-          f"tokens, in batches of at most {trainer.tokens_per_batch:,}; {len(data.validation):,} validation "
-          f"examples; about {duration(seconds)}", flush=True)
+          f"tokens; {len(data.validation):,} validation examples", flush=True)
 
 
 def count(model: Any, data: Data) -> dict[str, int]:

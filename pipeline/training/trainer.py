@@ -46,7 +46,8 @@ class CompletionTrainer(Trainer):
         self.pad_token_id, self.also = pad_token_id, also
         self.tokens_per_batch = 0  # set before training
         self.real_tokens = self.padded_tokens = 0  # the latter of this process
-        self.step_seconds = 0.0
+        self.step_seconds = self.validation_seconds = 0.0
+        self.validations = 0
         # of the best validation behind the first step, once there is one: also "step" and "weights"
         self.best: dict[str, Any] = {"loss": math.inf}
 
@@ -185,10 +186,12 @@ class CompletionTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Log and return the losses of what is validated on; remember the best adapter."""
-        model = evaluation_mode(self.accelerator.unwrap_model(self.model))
+        begun, model = time.perf_counter(), evaluation_mode(self.accelerator.unwrap_model(self.model))
         metrics = {"eval_loss": self.mean_loss(model, self.eval_dataset)}
         metrics |= {f"eval_{name}_loss": self.mean_loss(model, examples)
                     for name, examples in self.also.items()}
+        self.validation_seconds += time.perf_counter() - begun
+        self.validations += 1
         self.log(metrics)
         if self.state.global_step and metrics["eval_loss"] < self.best["loss"]:
             weights = {name: p.detach().cpu().clone() for name, p in model.named_parameters()
