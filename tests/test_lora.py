@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 from merging_runs import merge
+from torch._functorch import config as compiler_settings
 from training_runs import command, encoded_rows
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -139,6 +140,14 @@ def test_fused_adapters_compute_what_peft_computes(architecture: str, quantizati
         assert gradient.abs().max() > 0
         torch.testing.assert_close(fused[name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item(),
                                    msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("quantization", "merged"), [("nf4", False), ("none", True)])
+def test_compiled_blocks_make_a_weight_in_4_bits_twice(quantization: str, merged: bool) -> None:
+    """With --torch_compile, every weight stays in 16 bits from the forward to the backward pass: for the
+    compiler, two that are computed alike are one."""
+    adapters(tiny_models.make_model("llama"), "--torch_compile", "--quantization", quantization)
+    assert compiler_settings.cse == merged
 
 
 def test_adapters_with_dropout_are_left_to_peft() -> None:
