@@ -10,11 +10,10 @@ The base model is quantized to 4 bits (NF4) and frozen; LoRA adapters on all of 
 in float32, with the computation in bf16.  What is learned from are whole files, in sequences of
 --sequence_tokens: every token is a label once, and the end of text only where a file ends.  A data set
 without files, or --train_on pairs, gives pairs of prompt and completion, whose labels are the completion's.
-Validation is on
-pairs of held-out files, behind --sequence_tokens of their file and behind one chunk of it; what is saved is
-the adapter of the validation with the lowest loss behind the longer context.  One optimizer step holds
---examples_per_step sequences or pairs, whatever the device; they pass through the model in batches of at most
---tokens_per_batch tokens, padded to their own longest row.
+Validation is on pairs of held-out files, behind --sequence_tokens of their file and behind one chunk of it;
+what is saved is the adapter of the validation with the lowest loss behind the longer context.  One optimizer
+step holds --examples_per_step sequences or pairs, whatever the device; they pass through the model in batches
+of at most --tokens_per_batch tokens, padded to their own longest row.
 
 Memory: the model, activations in proportion to --tokens_per_batch (auto: as many as half of the free memory
 takes), and 4 bytes a token of the sampled examples (100,000 sequences of 512: 200 MB).  Time: linear in the

@@ -2,14 +2,18 @@
 import importlib.metadata
 import importlib.util
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from evaluation_runs import free_task, prompts, written_alone
+from evaluation_runs import arguments, free_task, prompts, written_alone
 
+import benchmarking
 from pipeline.errors import PipelineError
+from pipeline.evaluation import comparison, vllm
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.decoding import generate_batch
 from pipeline.evaluation.vllm import check_vllm, generate_with_vllm
@@ -30,8 +34,8 @@ def test_vllm_results_are_cut_where_the_stop_rule_ends_them(monkeypatch: pytest.
                   for request in requests]
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=found)]) for found in tokens]
 
-    vllm = SimpleNamespace(SamplingParams=SimpleNamespace, TokensPrompt=dict)
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    stand_in = SimpleNamespace(SamplingParams=SimpleNamespace, TokensPrompt=dict)
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
     free = generate_batch(model, tokenizer, rows, free_task(24))
     rule = free_task(24, lambda text: 5 if text.startswith(free[0]["text"][:9]) else None)
     loaded = SimpleNamespace(config=model.config, generation_config=model.generation_config,
@@ -59,3 +63,32 @@ def test_what_vllm_cannot_run_is_told_before_the_work(gpu: bool, package: str, p
     else:
         with pytest.raises(PipelineError, match=told):
             check_vllm(sources, processes)
+
+
+@pytest.mark.usefixtures("short_methods")
+def test_vllm_comes_last_and_gets_whole_sets_in_parts(folders: SimpleNamespace, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM takes the memory that the losses need; gets prompts so few at a time that it cannot batch them; or
+    loses all of a set where it is killed."""
+    events: list[Any] = []
+    load, fails = comparison.load_model, [5]
+
+    def generate(model: Any, tokenizer: Any, prompts: list, task: Any) -> list[dict[str, Any]]:
+        events.append(len(prompts))
+        if len(events) == fails[0]:
+            raise KeyboardInterrupt
+        return [{"text": "x", "tokens": 1, "ended": False}] * len(prompts)
+
+    monkeypatch.setattr(vllm, "check_vllm", lambda *given: None)
+    monkeypatch.setattr(comparison, "load_model", lambda *given: (events.append("model"), load(*given))[1])
+    monkeypatch.setattr(comparison, "load_vllm", lambda *given: events.append("vllm"))
+    monkeypatch.setattr(comparison, "generate_with_vllm", generate)
+    monkeypatch.setattr(comparison, "VLLM_PROMPTS", 4)
+    command = arguments(folders, tmp_path, "--engine", "vllm", "--context_tokens", 0, "--batch_size", 2)
+    with pytest.raises(SystemExit):
+        benchmarking.main(command)
+    assert events == ["model", "model", "vllm", 4, 2]
+    events.clear()
+    fails[0] = 0
+    benchmarking.main(command)
+    assert events == ["vllm", 2, 4, 2, "vllm", 4, 2, 4, 2]

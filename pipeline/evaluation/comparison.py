@@ -1,6 +1,7 @@
 """Both models on all sets: what they write, the loss of what they should have written, and the scores."""
 import argparse
 import functools
+import gc
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,14 @@ import transformers
 from pipeline.datasets import load_examples
 from pipeline.evaluation.baselines import against_baselines
 from pipeline.evaluation.candidates import ModelSource, load_model
-from pipeline.evaluation.decoding import generate_batch
 from pipeline.evaluation.losses import reference_losses
 from pipeline.evaluation.middles import task_of
 from pipeline.evaluation.predictions import predict, prediction_header
 from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.scores import LOSS, Scores, compare
 from pipeline.evaluation.tasks import Task
-from pipeline.evaluation.vllm import generate_with_vllm, load_vllm
+from pipeline.evaluation.vllm import VLLM_PROMPTS, generate_with_vllm, load_vllm
+from pipeline.models import release_memory
 from pipeline.tokenizers import tokenizer_identity
 
 Predictions = dict[tuple[int, str], list[str]]  # by number of the model and name of the set
@@ -37,26 +38,37 @@ def evaluate(sources: list[ModelSource], tasks: list[Task], args: argparse.Names
     ended: Ended = {}
     losses: Losses = {}
     folder = args.output_dir / "predictions"
-    for which, (source, tokenizer) in enumerate(zip(sources, tokenizers, strict=True)):
-        # each is loaded where it is needed first, and let go before the next
-        model = functools.cache(lambda source=source: load_model(source, sources[0], precision))
-        writer, generate = model, generate_batch
-        if args.engine == "vllm":
-            writer = functools.cache(lambda source=source: load_vllm(source, precision))
-            generate = generate_with_vllm
-        asked = [task_of(task, source) for task in tasks]
-        headers = {task.name: prediction_header(task, source, sources[0], args, precision, device, tokenizer)
-                   for task in asked}
-        for task in asked:
+    # each model is loaded where it is needed first, and let go before the next
+    models = [functools.cache(lambda source=source: load_model(source, sources[0], precision))
+              for source in sources]
+    asked = [[task_of(task, source) for task in tasks] for source in sources]
+    headers = [{task.name: prediction_header(task, source, sources[0], args, precision, device, tokenizer)
+                for task in own} for own, source, tokenizer in zip(asked, sources, tokenizers, strict=True)]
+
+    def write(which: int, writer: Any, **how: Any) -> None:
+        for task in asked[which]:
             predictions[which, task.name], ended[which, task.name] = predict(
-                source, writer, tokenizer, task, headers[task.name], folder, args.batch_size, generate,
+                sources[which], writer, tokenizers[which], task, headers[which][task.name], folder,
+                args.batch_size, processes=processes, **how)
+
+    def weigh(which: int) -> None:
+        for task in asked[which]:
+            losses[which, task.name] = reference_losses(
+                sources[which], models[which], tokenizers[which], task, headers[which][task.name], folder,
                 processes)
-        if writer is not model:
-            writer.cache_clear()
-        for task in asked:
-            losses[which, task.name] = reference_losses(source, model, tokenizer, task, headers[task.name],
-                                                        folder, processes)
+
+    for which, model in enumerate(models):
+        if args.engine == "transformers":
+            write(which, model)
+        weigh(which)
         model.cache_clear()
+    if args.engine == "vllm":  # it takes nearly all of the GPU's memory: behind all else
+        release_memory()
+        for which, source in enumerate(sources):
+            writer = functools.cache(lambda source=source: load_vllm(source, precision))
+            write(which, writer, generate=generate_with_vllm, prompts_a_call=VLLM_PROMPTS)
+            writer.cache_clear()
+            gc.collect()  # its process ends with it
     return predictions, ended, losses
 
 
@@ -67,7 +79,8 @@ def signature(task: Task, args: argparse.Namespace, precision: str, same_tokeniz
                        for key, value in task.settings.items() if key != "file"),
                      *([] if same_tokenizer else ["tokens:each model's own"]),
                      f"budget:{task.max_new_tokens}", "decoding:greedy", f"precision:{precision}",
-                     f"batch:{args.batch_size}", f"seed:{args.seed}",
+                     f"batch:{args.batch_size if args.engine == 'transformers' else args.engine}",
+                     f"seed:{args.seed}",
                      f"similarity:rapidfuzz-{rapidfuzz.__version__}",
                      f"chrF:sacrebleu-{sacrebleu.__version__}",
                      f"transformers:{transformers.__version__}", f"torch:{torch.__version__}"])

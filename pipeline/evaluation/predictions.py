@@ -23,14 +23,15 @@ from pipeline.tokenizers import tokenizer_identity
 
 def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task, header: dict[str, Any],
             folder: Path, batch_size: int, generate: Callable[..., list[dict[str, Any]]] = generate_batch,
-            processes: Processes = ALONE) -> tuple[list[str], list[bool]]:
+            processes: Processes = ALONE, prompts_a_call: int = 0) -> tuple[list[str], list[bool]]:
     """Return the raw prediction of every example, from the file of an earlier run where it has them, and
     whether it ended by itself.
 
-    `model` loads the model, and is called only if something is missing.
+    `model` loads the model, and is called only if something is missing.  `prompts_a_call`: of an engine that
+    makes its own batches; so many are written to the file at a time.
     """
     prompts = prompt_ids(task, tokenizer)
-    file, at_most = prediction_file(folder, source, task, header), batch_size
+    file, at_most = prediction_file(folder, source, task, header), prompts_a_call or batch_size
     if processes.rank == 0:
         note_other_settings(file, header)
 
@@ -44,6 +45,9 @@ def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task:
                 for i, result in zip(batch, results, strict=True)]
 
     batches = plan_batches([len(p) for p in prompts], batch_size, task.max_new_tokens)
+    if prompts_a_call:
+        places = list(range(len(prompts)))
+        batches = [places[i:i + prompts_a_call] for i in range(0, len(places), prompts_a_call)]
     what = f"{Path(source.name).name} on {task.name}"
     rows = complete_rows(file, header, batches, task, make, what, processes)
     return [row["prediction"] for row in rows], [row["ended"] for row in rows]
@@ -56,6 +60,7 @@ def prediction_header(task: Task, source: ModelSource, base: ModelSource, args: 
             "tokenizer": tokenizer_identity(tokenizer), "set": task.name,
             "examples": [example.id for example in task.examples], **task.settings,
             "max_new_tokens": task.max_new_tokens, "decoding": "greedy", "engine": args.engine,
-            "precision": precision, "batch_size": args.batch_size, "batch_tokens": BATCH_TOKENS,
+            "precision": precision, "batch_size": args.batch_size if args.engine == "transformers" else None,
+            "batch_tokens": BATCH_TOKENS,
             "prefill_padding": PREFILL_PADDING, "device": device.split(",")[0],  # not the number of threads
             "torch": torch.__version__, "transformers": transformers.__version__}

@@ -14,6 +14,8 @@ from pipeline.evaluation.decoding import Continuation, end_tokens, fit_context
 from pipeline.evaluation.tasks import Task
 from pipeline.hub import hub_errors
 
+VLLM_PROMPTS = 4096  # of one call, in which vLLM makes its own batches; a rerun repeats what was not whole
+
 
 def check_vllm(sources: list[ModelSource], processes: int) -> None:
     """Raise PipelineError where vLLM cannot run, or cannot run these models."""
