@@ -2,7 +2,11 @@
 own."""
 import fake_cuda  # isort: skip  before torch
 
+import contextlib
 import gc
+import io
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -286,3 +290,35 @@ def test_the_benchmark_writes_what_a_cpu_writes_and_waits_once_a_token(
     assert written[0] == written[1]
     assert len(written[0]) == 4
     assert len(waits) <= sum(passes), Counter(waits)
+
+
+def test_the_measurement_on_a_gpu_runs_whole(model_of: Callable[[str, str], Path], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture) -> None:
+    """Who has a GPU for half an hour finds that perf/gpu.py does not run."""
+    stage = sys.modules["train"]
+    monkeypatch.syspath_prepend(str(Path(train.__file__).parent / "perf"))
+    monkeypatch.delitem(sys.modules, "train")  # perf/train.py has its name
+    import gpu  # beside it
+
+    monkeypatch.setitem(sys.modules, "train", stage)
+    monkeypatch.setattr(CompletionTrainer, "training_step", CompletionTrainer.training_step)
+    monkeypatch.setattr(gpu, "EXAMPLE_TOKENS", 20)
+    monkeypatch.setattr(gpu, "SIZE", 64)
+    small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "max_position_embeddings": 512}
+    monkeypatch.setattr(gpu, "PHI", gpu.PHI | small)
+
+    def child(code: str, *arguments: object) -> str:  # in this process, where the device is
+        monkeypatch.setattr(sys, "argv", ["-c", *map(str, arguments)])
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code, {"__name__": "__main__"})  # noqa: S102  of perf/train.py and perf/gpu.py
+        return out.getvalue().strip().splitlines()[-1]
+
+    monkeypatch.setattr(gpu, "child", child)
+    with fake_cuda.gpu():
+        gpu.main(["--tokenizer", str(model_of("phi", "bf16")), "--examples", "64"])
+    shown = capsys.readouterr().out
+    for candidate in ("LoRA, bf16", "QLoRA, NF4", "reference recipe, bf16 LoRA"):
+        assert re.search(rf"^{candidate}: [\d,]+ tokens a second", shown, re.MULTILINE), shown
