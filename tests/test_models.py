@@ -1,4 +1,5 @@
 """pipeline/models.py: what a stage runs on, how rows are padded, and which weights a model has."""
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,3 +106,22 @@ def test_one_function_chooses_the_device(cuda: int, mps: bool, rank: str | None,
             models.choose_device()
     else:
         assert str(models.choose_device()) == found
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpu_is_prepared(deterministic: bool, monkeypatch: pytest.MonkeyPatch,
+                           capsys: pytest.CaptureFixture) -> None:
+    """--deterministic does nothing, or every run is slower for it; or each new length of a row costs a plan."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        models.take_device("train.py", deterministic)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert not capsys.readouterr().err  # one GPU: nothing to tell
