@@ -111,7 +111,7 @@ def test_one_function_chooses_the_device(cuda: int, mps: bool, rank: str | None,
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_gpu_is_prepared(deterministic: bool, monkeypatch: pytest.MonkeyPatch,
                            capsys: pytest.CaptureFixture) -> None:
-    """--deterministic does nothing, or every run is slower for it; or each new length of a row costs a plan."""
+    """--deterministic does nothing, or is always on; or each new length of a row costs a plan."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
