@@ -120,6 +120,9 @@ class Device(TorchDispatchMode):
         self.operations, self.fail_at, self.peak = 0, 0, self.memory
         self.pinned: set[int] = set()  # storages
 
+    def forget_peak(self) -> None:
+        self.peak = self.memory
+
     def allocated(self, storage: Any) -> None:
         """Count a storage of the CPU as memory of the device, until it is let go."""
         key, size = storage._cdata, storage.nbytes()
@@ -282,7 +285,7 @@ def cuda_functions(bf16: bool, free: int, count: int) -> dict[str, Any]:
             "mem_get_info": lambda *device: (free, free), "memory_reserved": lambda *device: DEVICE.memory,
             "memory_allocated": lambda *device: DEVICE.memory,
             "max_memory_allocated": lambda *device: DEVICE.peak,
-            "reset_peak_memory_stats": lambda *device: None, "empty_cache": lambda: None,
+            "reset_peak_memory_stats": lambda *device: DEVICE.forget_peak(), "empty_cache": lambda: None,
             "ipc_collect": lambda: None, "synchronize": lambda *device: DEVICE.wait("synchronize"),
             "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None,
             "get_rng_state": lambda *device: state.clone(), "set_rng_state": lambda *state, **device: None,

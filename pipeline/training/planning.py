@@ -17,8 +17,9 @@ from pipeline.training.checkpoints import CHECKPOINT_HASHES
 from pipeline.training.examples import EncodedExamples
 
 PROBE_ROWS = 4  # examples that memory and time are measured on before training
-# Share of the free memory that --tokens_per_batch auto plans with: the backward pass needs as much again.
-MEMORY_SHARE = 0.5
+# Share of the free memory that --tokens_per_batch auto plans with.  On a GPU, the peak of a step is measured,
+# and the moments of the optimizer are still to come; elsewhere, the backward pass needs as much again.
+MEMORY_SHARE = {"cuda": 0.8, "mps": 0.5, "cpu": 0.5}
 # Share of the free memory that a model in 16 bits may take under --quantization auto: the rest is for
 # adapters, their gradients and moments, and what a batch keeps.
 WEIGHTS_SHARE = 0.5
@@ -57,15 +58,15 @@ def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, 
         return args.tokens_per_batch
     if resume_from:
         return json.loads((resume_from / CHECKPOINT_HASHES).read_bytes())["tokens_per_batch"]
-    most = MOST_TOKENS_PER_BATCH[choose_device().type]
-    return max(longest, min(most, int(MEMORY_SHARE * free / bytes_per_token)))
+    kind = choose_device().type
+    return max(longest, min(MOST_TOKENS_PER_BATCH[kind], int(MEMORY_SHARE[kind] * free / bytes_per_token)))
 
 
 @dataclass
 class Plan:
     """What a run was planned with: measured on the longest examples, before it begins."""
     free: int  # bytes, with the model loaded
-    bytes_per_token: float  # kept for the backward pass
+    bytes_per_token: float  # as `CompletionTrainer.measure` has it
     seconds_per_token: float
 
 

@@ -62,7 +62,10 @@ class CompletionTrainer(Trainer):
         return 0
 
     def measure(self, rows: list) -> tuple[float, float]:
-        """Return what one token of a batch of `rows` takes: bytes kept for the backward pass, and seconds.
+        """Return what one token of a batch of `rows` takes: bytes, and seconds.
+
+        On a GPU the bytes are those of the peak of forward and backward pass, elsewhere those that are kept
+        in between.
 
         Weights, gradients and the random state are left as they were.  Where the rows do not fit into memory,
         fewer are taken.
@@ -114,7 +117,11 @@ class CompletionTrainer(Trainer):
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+        on_gpu = self.args.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        with torch.random.fork_rng(devices=[self.args.device] if on_gpu else []):
             for _ in range(2):  # the first time prepares kernels and caches
                 kept.clear()
                 begun = time.perf_counter()
@@ -126,7 +133,8 @@ class CompletionTrainer(Trainer):
                 seconds = time.perf_counter() - begun
                 model.zero_grad()
         tokens = batch["input_ids"].numel()
-        return sum(kept.values()) / tokens, seconds / tokens
+        taken = torch.cuda.max_memory_allocated() - before if on_gpu else sum(kept.values())
+        return taken / tokens, seconds / tokens
 
     def training_step(self, model: Any, inputs: list, num_items_in_batch: Any = None) -> Any:
         model.train()
