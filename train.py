@@ -15,7 +15,7 @@ what is saved is the adapter of the validation with the lowest loss behind the l
 step holds --examples_per_step sequences or pairs, whatever the device; they pass through the model in batches
 of at most --tokens_per_batch tokens, padded to their own longest row.
 
-Memory: the model, activations in proportion to --tokens_per_batch (auto: as many as half of the free memory
+Memory: the model, activations in proportion to --tokens_per_batch (auto: as many as the free memory
 takes), and 4 bytes a token of the sampled examples (100,000 sequences of 512: 200 MB).  Time: linear in the
 tokens.
 
