@@ -172,7 +172,8 @@ class Device(TorchDispatchMode):
                         or (here and name == "copy_")):
             # only what lies in pinned memory is copied while the host goes on
             flag = args[2] if name == "copy_" and len(args) > 2 else kwargs.get("non_blocking", False)
-            if not flag or args[name == "copy_"].untyped_storage()._cdata not in self.pinned:
+            source = args[name == "copy_"]
+            if source.numel() and not (flag and source.untyped_storage()._cdata in self.pinned):
                 self.wait("copy to the device")
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
