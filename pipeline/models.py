@@ -36,7 +36,7 @@ def choose_device() -> Any:
     the CPU.  Raises PipelineError where torchrun started more processes than there are GPUs."""
     if torch.cuda.is_available():
         number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if number >= gpus:
+        if number >= max(1, gpus):
             raise PipelineError(f"torchrun: process {number + 1} on a machine with {gpus} GPUs; "
                                 f"give --nproc_per_node {gpus}")
         return torch.device("cuda", number)
