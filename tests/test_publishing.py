@@ -1,4 +1,6 @@
 """pipeline/preparation/publishing.py: the data set on the hub."""
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +54,23 @@ def test_published_data_set_is_what_is_on_disk(tmp_path: Path) -> None:
                        capture_output=True)
         assert not (tmp_path / "data.hub").exists()
         assert WRITE_TOKEN not in done.stdout + done.stderr
+
+
+def test_a_data_set_with_a_secret_stays_on_the_disk(tmp_path: Path) -> None:
+    """The key in one file of a code base is on the hub, or the work on the data set is lost with the push."""
+    corpus, token = save_corpus(tmp_path / "corpus"), "ghp_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7aB3dE6gH9"
+    raw = corpus / "raw.jsonl"
+    text = "\n".join(f"val number{i} = {i}" for i in range(200)) + f'\nval token = "{token}"\n'
+    raw.write_text(raw.read_text() + json.dumps({"file_text": text}) + "\n")
+    with Hub() as hub:
+        done = subprocess.run([sys.executable, str(ROOT / "preprocess_data.py"),
+                               *arguments(corpus, tmp_path / "data"), "--hf_repository", "tester/data"],
+                              env=hub.environment(tmp_path / "cache"), capture_output=True, text=True)
+        assert done.returncode == 1
+        assert not hub.repositories
+    said = done.stderr.splitlines()[-1]
+    assert re.search(r"secrets in what would be published: .*files/\w+\.parquet \(GitHub token 1\)", said)
+    assert "take them out, or publish them with --allow_secrets" in said
+    assert "secrets in line 61 (GitHub token 1): --drop_secrets leaves such files out" in done.stdout
+    assert token not in done.stdout + done.stderr
+    assert (tmp_path / "data" / "dataset_dict.json").is_file()

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,13 +77,15 @@ def test_every_kind_of_file_is_searched(tmp_path: Path) -> None:
     """The code is searched, and the same token in a Parquet file or behind an escape is published."""
     rows = {"text": ["a", f"b {GITHUB}", "c"], "path": ["A.kt", "B.kt", None], "start": [1, 2, 3]}
     pq.write_table(pa.table(rows), tmp_path / "files.parquet")
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
     pq.write_table(pa.table({"prompt": ["a", GITHUB], "completion": [None, JWT]}), tmp_path / "pairs.parquet")
     (tmp_path / "raw.jsonl").write_text(json.dumps({"file_text": f"a\n{GITHUB}\n"}) + "\n{}\n")
     (tmp_path / "report.md").write_text(f"`{GITHUB}` `{GITHUB}`")
     (tmp_path / "model.safetensors").write_bytes(b"\0" + GITHUB.encode())
     (tmp_path / "latin.txt").write_bytes(b"\xe4")
-    files = {path.name: path for path in sorted(tmp_path.iterdir())}
+    files = {path.name: path for path in sorted(tmp_path.rglob("*")) if path.is_file()}
     assert secrets_in_files(files) == {
+        "data-00000-of-00001.arrow: B.kt": Counter({"GitHub token": 1}),
         "files.parquet: B.kt": Counter({"GitHub token": 1}),
         "pairs.parquet": Counter({"GitHub token": 1, "JWT": 1}),
         "raw.jsonl": Counter({"GitHub token": 1}), "report.md": Counter({"GitHub token": 2})}
