@@ -14,8 +14,10 @@ Both models get the same prompts, precision, budget, batch size and stop rules, 
 new tokens are the prediction.  A Python prompt is the signature and then the docstring, well formed;
 generation stops where the method ends, by its indentation.  Kotlin is asked once for each --context_tokens,
 on the same examples: 0 behind the pair's own chunk, else behind the last whole lines of the file before the
-cut that have so many tokens at most.  A Kotlin prediction stops at the end-of-text token or after
---max_new_tokens.  Each model reads and writes with its own tokenizer, an adapter with its base's.
+cut that have so many tokens at most.  Where the models have infilling tokens it is asked once more, behind
+the longest context and with --suffix_tokens of what stands behind the completion.  A Kotlin prediction
+stops at the end-of-text token or after --max_new_tokens.  Each model reads and writes with its own tokenizer,
+an adapter with its base's.
 
 References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
 of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized

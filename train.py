@@ -8,8 +8,10 @@ Writes  models/adapter/                 the LoRA adapter and its tokenizer, repo
 
 The base model is quantized to 4 bits (NF4) and frozen; LoRA adapters on all of its linear layers are trained
 in float32, with the computation in bf16.  What is learned from are whole files, in sequences of
---sequence_tokens: every token is a label once, and the end of text only where a file ends.  A data set
-without files, or --train_on pairs, gives pairs of prompt and completion, whose labels are the completion's.
+--sequence_tokens: every token is a label once, and the end of text only where a file ends.  --fim_rate writes
+a share of them as prefix, suffix and middle (docs/infilling.md), the end of text behind the middle.  A data
+set without files, or --train_on pairs, gives pairs of prompt and completion, whose labels are the
+completion's.
 Validation is on pairs of held-out files, behind --sequence_tokens of their file and behind one chunk of it;
 what is saved is the adapter of the validation with the lowest loss behind the longer context.  One optimizer
 step holds --examples_per_step sequences or pairs, whatever the device; they pass through the model in batches

@@ -2,6 +2,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,7 +50,8 @@ def choose_formats(sources: list[ModelSource], tokenizers: list[Any],
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # once for all processes
+        print(f"note: {text}", file=sys.stderr)
 
 
 def format_name(form: InfillingFormat | None) -> str:
