@@ -12,6 +12,7 @@ import train
 from pipeline.contexts import Cut, FileTexts, contexts_of, find_cuts
 from pipeline.errors import PipelineError
 from pipeline.models import IGNORED_LABEL, context_length
+from pipeline.tokenizers import encode_pairs
 from pipeline.training.data import (
     MIN_LENGTH,
     ONE_CHUNK,
@@ -163,11 +164,9 @@ def test_validation_is_behind_more_of_the_file_and_behind_one_chunk(model_folder
     rows = load_from_disk(str(files_folder))["validation"][:]
     cuts = find_cuts(rows, FileTexts(load_from_disk(str(files_folder / "files"))["validation"]))
     expected = contexts_of(tokenizer, [cut.before for cut in cuts], 120)
-    prompts = [row["input_ids"][:row["labels"].count(IGNORED_LABEL)] for row in rows_of(every.validation)]
-    assert [tokenizer.decode(prompt) for prompt in prompts] == expected
-    prompts = [row["input_ids"][:row["labels"].count(IGNORED_LABEL)]
-               for row in rows_of(every.also[ONE_CHUNK])]
-    assert [tokenizer.decode(prompt) for prompt in prompts] == rows["prompt"][:]
+    for examples, texts in ((every.validation, expected), (every.also[ONE_CHUNK], rows["prompt"][:])):
+        prompts = [row["input_ids"][:row["labels"].count(IGNORED_LABEL)] for row in rows_of(examples)]
+        assert prompts == encode_pairs(tokenizer, texts, rows["completion"][:])[0]
 
 
 def test_a_long_context_leaves_room_for_the_completion(model_folder: Path, files_folder: Path) -> None:
@@ -240,8 +239,8 @@ def test_replay_is_learned_as_the_rest_is(train_on: str, model_folder: Path, fil
         for row in examples:
             place = texts.index(tokenizer.decode(row["input_ids"]))
             assert place in lines
-            prompt = len(tokenizer(pairs[place]["prompt"])["input_ids"])
-            assert row["labels"].count(IGNORED_LABEL) == (1 if train_on == "files" else prompt)
+            [[prompt], _] = encode_pairs(tokenizer, [pairs[place]["prompt"]], [pairs[place]["completion"]])
+            assert row["labels"].count(IGNORED_LABEL) == (1 if train_on == "files" else len(prompt))
             assert EOS not in row["labels"]
     assert len(data.also[REPLAY]) == 6
     assert set(data.also) == {ONE_CHUNK, REPLAY}

@@ -284,7 +284,7 @@ def test_scores_are_written_into_a_repository(hub: Hub, folders: SimpleNamespace
     assert done.returncode == 0, done.stderr
     after = hub.repository("tester/merged").head
     assert after.parent == before.id
-    assert done.stdout == f"the card of tester/merged (commit {after.id})\n"
+    assert done.stdout.endswith(f"\nthe card of tester/merged (commit {after.id})\n")
     assert len(hub.sent("POST", r"/api/models/tester/merged/commit/")) == 1
     changed = {name: file.content for name, file in after.files.items() if file != before.files.get(name)}
     assert set(changed) == {"README.md", ".eval_results/tester--data.yaml", "manifest.json"}
