@@ -6,7 +6,7 @@ what stands there must find worse.  Once without the adapter and once with it.
 
 Run:    python train.py --model_name_or_path MODEL --dataset DATASET --output_dir ADAPTER \\
             --quantization none --fim_rate 0.9 --fim_tokens PREFIX SUFFIX MIDDLE
-        python perf/infilling.py MODEL DATASET ADAPTER [NUMBER_OF_MIDDLES]
+        python perf/infilling.py MODEL DATASET ADAPTER [NUMBER_OF_MIDDLES [TOKENS_AROUND_EACH]]
 """
 import json
 import sys
@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PIECE_TOKENS = 320  # of a file, around its middle
 WAYS = ("text before alone", "marks, no suffix", "marks, suffix", "marks, another file's suffix")
 RESAMPLES = 2000
 
 
-def middles(tokenizer: object, files: object, number: int) -> list[tuple[str, str, str]]:
-    """Return (before, behind, middle) of so many files, one each; every middle lies in its piece's second
-    third."""
+def middles(tokenizer: object, files: object, number: int, size: int) -> list[tuple[str, str, str]]:
+    """Return (before, behind, middle) of so many files, one each, from a piece of `size` tokens, in whose
+    second third it lies."""
     import numpy as np
 
     from pipeline.training.middles import draw_middle
@@ -31,8 +30,8 @@ def middles(tokenizer: object, files: object, number: int) -> list[tuple[str, st
     find, found = UnitFinder(), []
     for count, text in enumerate(files_in_random_order(files, seed=1)):
         generator, [ids] = np.random.default_rng([1, count]), encode_texts(tokenizer, [text])
-        begin = int(generator.integers(max(1, len(ids) - PIECE_TOKENS)))
-        piece = text_of(tokenizer, ids[begin:begin + PIECE_TOKENS])
+        begin = int(generator.integers(max(1, len(ids) - size)))
+        piece = text_of(tokenizer, ids[begin:begin + size])
         place, third = text.find(piece), len(piece) // 3
         units = [(b - place, e - place) for b, e in find(text, None) or []]
         if place >= 0 and (drawn := draw_middle(piece, third, 2 * third, generator, units)):
@@ -43,7 +42,7 @@ def middles(tokenizer: object, files: object, number: int) -> list[tuple[str, st
     return found
 
 
-def main(model_name: str, dataset: str, adapter: str, number: int = 80) -> None:
+def main(model_name: str, dataset: str, adapter: str, number: int = 80, size: int = 320) -> None:
     """Print a row for each model and way: the loss a token of the middles, with its 95 % interval."""
     sys.path.insert(0, str(ROOT))
     import numpy as np
@@ -58,7 +57,7 @@ def main(model_name: str, dataset: str, adapter: str, number: int = 80) -> None:
     begun, tokenizer = time.time(), load_tokenizer(model_name)
     manifest = json.loads((Path(adapter) / "manifest.json").read_text())
     form = format_of_manifest(manifest, tokenizer, model_name)
-    examples = middles(tokenizer, load_from_disk(f"{dataset}/files")["test"], number)
+    examples = middles(tokenizer, load_from_disk(f"{dataset}/files")["test"], number, size)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16),
                                       adapter).eval()
 
@@ -92,7 +91,7 @@ def main(model_name: str, dataset: str, adapter: str, number: int = 80) -> None:
         return f"{values.sum() / by.sum():.3f} [{low:.3f}, {high:.3f}]"
 
     one = np.ones(len(tokens))
-    print(f"{len(examples)} middles, {tokens.sum()} tokens, of {dataset}\n"
+    print(f"{len(examples)} middles, {tokens.sum()} tokens, in pieces of {size} tokens of {dataset}\n"
           "| model | asked with | loss of the middle, nats a token | less than with the text before alone | "
           "loss of the end |\n|---|---|---:|---:|---:|")
     for which, name in enumerate(("base", "taught")):
@@ -103,6 +102,6 @@ def main(model_name: str, dataset: str, adapter: str, number: int = 80) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (4, 5):
+    if len(sys.argv) not in (4, 5, 6):
         sys.exit(__doc__)
     main(*sys.argv[1:4], *map(int, sys.argv[4:]))
