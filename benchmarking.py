@@ -15,9 +15,11 @@ new tokens are the prediction.  A Python prompt is the signature and then the do
 generation stops where the method ends, by its indentation.  Kotlin is asked once for each --context_tokens,
 on the same examples: 0 behind the pair's own chunk, else behind the last whole lines of the file before the
 cut that have so many tokens at most.  Where the models have infilling tokens it is asked once more, behind
-the longest context and with --suffix_tokens of what stands behind the completion.  A Kotlin prediction
-stops at the end-of-text token or after --max_new_tokens.  Each model reads and writes with its own tokenizer,
-an adapter with its base's.
+the longest context and with --suffix_tokens of what stands behind the completion.  With --repository_tokens
+it is asked again behind the longest context, with pieces of the train split's files before it (by BM25, never
+of the file's near-copies), in the form that the fine-tuned model was taught.  A Kotlin prediction stops at
+the end-of-text token or after --max_new_tokens.  Each model reads and writes with its own tokenizer, an
+adapter with its base's.
 
 References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
 of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized
@@ -54,9 +56,9 @@ def benchmark(args: argparse.Namespace) -> None:
     """Compare --base_model and --hf_repository on both sets and write the results to --output_dir."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
-    from pipeline import models
-    from pipeline.evaluation import candidates, middles, published_scores, reporting
-    from pipeline.evaluation.comparison import evaluate, score_set
+    from pipeline import models, repository_prompts
+    from pipeline.evaluation import candidates, middles, published_scores, reporting, repository
+    from pipeline.evaluation.comparison import evaluate, score_set, with_parts
     from pipeline.evaluation.processes import join_processes
     from pipeline.evaluation.sets import fit_budgets, make_tasks
     from pipeline.evaluation.vllm import check_vllm
@@ -82,7 +84,10 @@ def benchmark(args: argparse.Namespace) -> None:
     precision, device = models.choose_precision(args.precision), models.device_name()
     tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
     infilled = args.suffix_tokens and middles.choose_formats(sources, tokenizers, fine_tuned_manifest)
-    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, sources if infilled else ())
+    form = repository.choose_form(fine_tuned_manifest, args.hf_repository,
+                                  tokenizers) if args.repository_tokens else repository_prompts.COMMENTED
+    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, sources if infilled else (),
+                       form)
     fit_budgets(tasks, sources)
     if processes.rank == 0:
         sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
@@ -100,11 +105,13 @@ def benchmark(args: argparse.Namespace) -> None:
                    "fine_tuned_is_adapter": bool(sources[1].adapter), "precision": precision,
                    "device": device, "sets": {}}
         changes = {}  # of each example's edit similarity, by set
+        tasks = with_parts(tasks, predictions, ended, losses)
         for task in tasks:
             metrics["sets"][task.name], changes[task.name] = score_set(
                 task, *([found[which, task.name] for which in (0, 1)] for found in (predictions, ended,
                                                                                     losses)),
                 tokenizers, args, precision)
+        repository.add_gains(metrics["sets"], tasks, (predictions, ended, losses), tokenizers, args.seed)
         reporting.report(metrics, args.output_dir)
         reporting.write_report(metrics, tasks, predictions, changes, args.output_dir, args.seed)
         outputs = {name: sha256_file(args.output_dir / name) for name in OUTPUTS}
@@ -146,6 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="where the models can fill in the middle, the Kotlin set with the longest context is asked "
              "again with at most so many tokens of the text behind each completion; 0: not (default: "
              "%(default)s)")
+    add("--repository_tokens", type=non_negative_int, default=0,
+        help="the Kotlin set with the longest context is asked a second time, with at most so many tokens of "
+             "pieces of other files of the repository before it; 0: not (default: %(default)s)")
     add("--sample", type=non_negative_int,
         help="examples drawn from each set; 0: all (default: 500, or 200 on a CPU that would need more than "
              "half an hour for 500)")

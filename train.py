@@ -9,9 +9,10 @@ Writes  models/adapter/                 the LoRA adapter and its tokenizer, repo
 The base model is quantized to 4 bits (NF4) and frozen; LoRA adapters on all of its linear layers are trained
 in float32, with the computation in bf16.  What is learned from are whole files, in sequences of
 --sequence_tokens: every token is a label once, and the end of text only where a file ends.  --fim_rate writes
-a share of them as prefix, suffix and middle (docs/infilling.md), the end of text behind the middle.  A data
-set without files, or --train_on pairs, gives pairs of prompt and completion, whose labels are the
-completion's.
+a share of them as prefix, suffix and middle (docs/infilling.md), the end of text behind the middle.
+--repository_tokens lets a share begin with pieces of other files, found by BM25, never in the file's
+near-copies, and kept beside the data set in DATASET.pieces.json (docs/repository.md).  A data set without
+files, or --train_on pairs, gives pairs of prompt and completion, whose labels are the completion's.
 Validation is on pairs of held-out files, behind --sequence_tokens of their file and behind one chunk of it;
 what is saved is the adapter of the validation with the lowest loss behind the longer context.  One optimizer
 step holds --examples_per_step sequences or pairs, whatever the device; they pass through the model in batches
@@ -33,7 +34,7 @@ import time
 from pathlib import Path
 
 from pipeline.files import check_replaceable, output_lock
-from pipeline.stage import fraction, non_negative_int, positive_int, positive_number, run_stage
+from pipeline.stage import fraction, non_negative_int, positive_int, positive_number, run_stage, share
 
 # In a repository that holds the merge of an earlier adapter: what must not lie beside a new one.
 MERGED_MODEL = re.compile(r"model.*\.safetensors(\.index\.json)?|(generation_)?config\.json")
@@ -174,6 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--fim_tokens", nargs=3, metavar=("PREFIX", "SUFFIX", "MIDDLE"),
                        help="entries of the vocabulary that mark the parts; where the model does not know "
                             "them, their embeddings are trained (default: its family's tokens)")
+    learn.add_argument("--repository_tokens", type=non_negative_int, default=0,
+                       help="a share of the sequences begins with at most so many tokens of pieces of the "
+                            "repository's other files, without labels; they are looked for once, before "
+                            "training; 0: none (default: %(default)s)")
+    learn.add_argument("--repository_fraction", type=share, default=0.5,
+                       help="that share (default: %(default)s)")
     learn.add_argument("--max_train_samples", type=non_negative_int, default=100_000,
                        help="sequences or pairs drawn from the train split; 0: all (default: %(default)s)")
     learn.add_argument("--max_validation_samples", type=non_negative_int, default=500,

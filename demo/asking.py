@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from project import Project
+
 from pipeline.contexts import contexts_of
 from pipeline.errors import PipelineError
 from pipeline.evaluation.candidates import ModelSource, check_adapter_base, identify_model, load_model
@@ -62,17 +64,22 @@ def ask(tokenizer: Any, infilling: InfillingFormat | None, before: str, behind: 
     return prompt or [tokenizer.eos_token_id], f"behind {len(prompt)}", frozenset()
 
 
-def write(source: ModelSource, base: ModelSource, before: str, behind: str,
-          args: argparse.Namespace) -> tuple[str, str]:
+def write(source: ModelSource, base: ModelSource, before: str, behind: str, args: argparse.Namespace,
+          project: Project | None = None) -> tuple[str, str]:
     """Load a model, decode at the place, and let the model go; return the text, and how much it was in which
     time.
 
-    What blanks `before` ends in, the model writes itself; those that it does write are cut.
+    `project`: whose pieces stand before the file.  What blanks `before` ends in, the model writes itself;
+    those that it does write are cut.
     """
     owner = base if source.adapter else source  # an adapter has its base's tokenizer, as in the benchmark
     tokenizer = load_tokenizer(owner.name, owner.commit)
     stripped = before.rstrip(" \t")
     prompt, seen, stops = ask(tokenizer, find_infilling(owner, source, tokenizer), stripped, behind, args)
+    if project:
+        alone = len(prompt)
+        prompt, prefix = project.prompt(tokenizer, source.name, prompt)
+        seen += f" and {len(prompt) - alone} of {len(prefix.shown)} pieces"
     started = time.perf_counter()
     model = load_model(source, base, choose_precision(args.precision))
     loaded = time.perf_counter()

@@ -8,9 +8,10 @@ Writes  nothing; the completions are printed
 
 The model sees the last whole lines of the file before the place that have --context_tokens at most, as
 benchmarking.py asks it, and decodes greedily.  A model that has tokens for it (pipeline/infilling.py) also
-sees --suffix_tokens of what stands behind the place.  Blanks right before the place are left to the model,
-because tokenizers join them to the word that follows.  The time is that of reading the prompt and writing;
-loading the model is told apart.
+sees --suffix_tokens of what stands behind the place.  With --repository, pieces of the project's other files
+stand before all that, as benchmarking.py --repository_tokens asks.  Blanks right before the place are left to
+the model, because tokenizers join them to the word that follows.  The time is that of reading the prompt and
+writing; loading the model is told apart.
 
 Run:    python demo/complete.py --model models/merged src/Main.kt 12
 Quick:  python demo/complete.py --model models/merged src/Main.kt 12:9 --max_new_tokens 16
@@ -100,16 +101,20 @@ def complete(args: argparse.Namespace) -> None:
     before, behind = split_at(args.file, args.place)
     # what is heavy waits until the arguments are known to be good
     from asking import find_sources, write
+    from project import Project
 
     from pipeline import models
 
     models.quiet_libraries()
+    project = None
+    if args.repository:
+        project = Project(args.repository, args.file, before, behind, args.repository_tokens)
     print(f"device: {models.device_name()}, {models.choose_precision(args.precision)}", file=sys.stderr)
     sources = find_sources(args.model, args.base_model)
     shown = before.split("\n")[-SHOWN_BEFORE - 1:]
     print(f"--- {args.file}, up to line {args.place.line}\n" + "\n".join(shown), end="▌\n\n")
     titles = ["model"] if len(sources) == 1 or args.base_model is None else ["base", "fine-tuned"]
-    written = [Written(f"{title}: {source.name}", *write(source, sources[0], before, behind, args))
+    written = [Written(f"{title}: {source.name}", *write(source, sources[0], before, behind, args, project))
                for source, title in zip(sources[-len(titles):], titles, strict=True)]
     width = shutil.get_terminal_size().columns
     print(alone(written[0]) if len(written) == 1 else beside(*written, width))
@@ -133,6 +138,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--suffix_tokens", type=non_negative_int, default=128,
         help="of the file behind the place that a model with infilling tokens sees, at most; 0: none "
              "(default: %(default)s)")
+    add("--repository", type=Path, metavar="FOLDER",
+        help="pieces of this folder's files of the same ending stand before the file; never of the file "
+             "itself or its near-copies (default: the file alone)")
+    add("--repository_tokens", type=positive_int, default=512,
+        help="of these pieces, at most (default: %(default)s)")
     add("--max_new_tokens", type=positive_int, default=64,
         help="tokens to write, at most (default: %(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",

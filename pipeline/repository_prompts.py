@@ -47,11 +47,16 @@ FAMILIES = {"Qwen2.5-Coder": RepositoryPrompt("<|repo_name|>", "\n", "<|file_sep
             "StarCoder2": RepositoryPrompt("<repo_name>", "", "<file_sep>")}
 
 
+# Tokenizers of other models have their marks too, and were never taught with them (SmolLM2 has StarCoder2's);
+# these families' have tokens for infilling besides.
+INFILLING_MARKS = {"Qwen2.5-Coder": "<|fim_prefix|>", "StarCoder2": "<fim_prefix>"}
+
+
 def prompt_form(tokenizer: Any) -> RepositoryPrompt:
     """Return the form for a model's tokenizer: that of the family whose tokens it has, else with comments."""
     added = tokenizer.get_added_vocab()
-    return next((form for form in FAMILIES.values() if form.repository in added and form.file in added),
-                COMMENTED)
+    return next((form for family, form in FAMILIES.items()
+                 if {form.repository, form.file, INFILLING_MARKS[family]} <= set(added)), COMMENTED)
 
 
 def form_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, where: str) -> RepositoryPrompt | None:

@@ -79,25 +79,29 @@ class RepositoryFiles:
         return self.files[place.file]["text"][place.begin:]
 
     def find(self, requests: Sequence[Request], number: int, identity: str,
-             cache: Path) -> list[list[Place]]:
+             cache: Path | None) -> list[list[Place]]:
         """Return for each request at most `number` places, the best first, from the file `cache` as far as it
-        has them; the others are looked for, and kept there.
+        has them; the others are looked for, and kept there.  Without one, nothing is kept.
 
         `identity`: the hash of the data set.  Several processes that ask for the same wait for the first.
         """
         keys = [request.key() for request in requests]
         header = {**SETTINGS, "data_hash": identity, "pieces": number}
+        asked = dict(zip(keys, requests, strict=True))
+        if cache is None:
+            known: dict[str, list] = {}
+            self._complete(known, asked, number, lambda: None)
+            return [[Place(*place) for place in known[key]] for key in keys]
         known = _read(cache, header)
         if not set(keys) <= set(known):
             try:
                 with output_lock(cache, wait=True):
                     known = _read(cache, header)
-                    self._complete(known, dict(zip(keys, requests, strict=True)), number,
-                                   lambda: _write(cache, header, known))
+                    self._complete(known, asked, number, lambda: _write(cache, header, known))
             except PermissionError as error:
                 print(f"note: {error.filename or cache}: cannot be written; the pieces that are found are "
                       "not kept", file=sys.stderr)
-                self._complete(known, dict(zip(keys, requests, strict=True)), number, lambda: None)
+                self._complete(known, asked, number, lambda: None)
         return [[Place(*place) for place in known[key]] for key in keys]
 
     def _complete(self, known: dict[str, list], requests: dict[str, Request], number: int,

@@ -155,6 +155,11 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    return 1.0 if text.strip() in ("1", "1.0") else fraction(text)
+
+
 def positive_number(text: str) -> float:
     """argparse type: a finite number above 0."""
     value = float(text)

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import tiny_models
 from evaluation_runs import written_alone
+from repository_runs import source
 
 from pipeline.errors import PipelineError
 from pipeline.tokenizers import encode_prompts
@@ -149,3 +150,29 @@ def test_two_texts_stand_beside_each_other_where_there_is_room(width: int, colum
     assert max(map(len, shown.split("\n"))) <= max(width, 100)
     assert shown.count("x") == 100
     assert all(word in shown for word in ("short", "one", "five"))
+
+
+def test_the_projects_other_files_stand_before_the_file(complete: ModuleType, tmp_path: Path,
+                                                        folders: SimpleNamespace, one_thread: None,
+                                                        capsys: pytest.CaptureFixture) -> None:
+    """A model is shown the file that it writes, or its copy, or nothing of the project; or a wrong folder is
+    a traceback."""
+    texts = {f"src/File{number}.kt": source(number, 12) for number in (1, 9, 17, 2)}
+    texts |= {"src/Copy.kt": texts["src/File1.kt"] + "// a copy\n", "src/.git/Hidden.kt": source(25),
+              "notes.md": source(33)}
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    place = [str(tmp_path / "src" / "File1.kt"), "6", "--model", str(folders.base), "--precision", "float32",
+             "--max_new_tokens", "4", "--context_tokens", "60"]
+    complete.main([*place, "--repository", str(tmp_path), "--repository_tokens", "380"])
+    captured = capsys.readouterr()
+    [told] = [line for line in captured.err.splitlines() if "; pieces of " in line]
+    assert told.startswith("5 files of ")
+    named = told.rpartition("; pieces of ")[2].split(", ")
+    assert set(named) <= {"src/File9.kt", "src/File17.kt", "src/File2.kt"}
+    assert named[0] in ("src/File9.kt", "src/File17.kt")  # about the same thing
+    assert " pieces, in " in captured.out
+    with pytest.raises(SystemExit):
+        complete.main([*place, "--repository", str(tmp_path / "none")])
+    assert "no such folder" in capsys.readouterr().err

@@ -60,7 +60,9 @@ def test_the_published_formats(form: RepositoryPrompt, expected: str) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [
-    (("<|repo_name|>", "<|file_sep|>", "<|fim_prefix|>"), QWEN), (("<repo_name>", "<file_sep>"), STARCODER),
+    (("<|repo_name|>", "<|file_sep|>", "<|fim_prefix|>"), QWEN),
+    (("<repo_name>", "<file_sep>", "<fim_prefix>"), STARCODER),
+    (("<repo_name>", "<file_sep>"), COMMENTED),  # as SmolLM2 has them, which was not taught with them
     (("<file_sep>",), COMMENTED), ((), COMMENTED)])
 def test_the_form_is_that_of_the_vocabulary(tokens: tuple[str, ...], expected: RepositoryPrompt) -> None:
     """A model is asked with tokens that it has not, or not with those that it knows."""

@@ -21,6 +21,7 @@ from pipeline.stage import (
     positive_number,
     public_arguments,
     run_stage,
+    share,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(("kind", "good", "bad"), [
     (fraction, ["0", "0.5", "0.999"], ["1", "-0.1", "nan", "x"]),
+    (share, ["0", "0.5", "1", "1.0"], ["1.1", "-0.1", "nan", "x"]),
     (positive_number, ["1e-3", "2", "0.5"], ["0", "-1e-3", "nan", "inf", "-inf", "1e999", "x"]),
     (positive_int, ["1", "10"], ["0", "-1", "1.5", ""]),
     (non_negative_int, ["0", "1"], ["-1", "x"]),

@@ -4,10 +4,12 @@ from array import array
 from typing import Any
 
 import numpy as np
+from rapidfuzz import fuzz
 
 from pipeline.datasets import draw
 from pipeline.evaluation.scores import Scores, compare
 from pipeline.evaluation.tasks import Task
+from pipeline.pieces import PIECE_LINES
 
 BASELINE_EXAMPLES = 20_000  # training examples among which the most similar one is looked for
 _WORD = re.compile(r"\w+")
@@ -16,8 +18,9 @@ _WORD = re.compile(r"\w+")
 def trivial_predictions(task: Task, train: Any, seed: int) -> dict[str, list[str]]:
     """Return what needs no model, by name.
 
-    Nothing; the prompt's last lines, as many as the median reference has; and, where `train` has completions
-    of the task's language, that of the most similar training prompt.
+    Nothing; the prompt's last lines, as many as the median reference has; where pieces of a repository were
+    found, as many lines behind the most similar line of the best; and, where `train` has completions of the
+    task's language, that of the most similar training prompt.
     """
     def lines(text: str) -> list[str]:
         return [line for line in text.splitlines() if line.strip()]
@@ -28,10 +31,26 @@ def trivial_predictions(task: Task, train: Any, seed: int) -> dict[str, list[str
     found = {"nothing": [""] * len(prompts),
              "the line before": ["\n".join(lines(prompt)[-1:]) for prompt in prompts],
              last_lines: ["\n".join(lines(prompt)[-median:]) for prompt in prompts]}
+    if any(example.best for example in task.examples):
+        found["lines behind the best piece's most similar line"] = [
+            lines_behind(example.best, prompt, median)
+            for example, prompt in zip(task.examples, prompts, strict=True)]
     if train is not None and len(train):
         chunks = [example.chunk or example.prompt for example in task.examples]
         found["most similar training completion"] = similar_completions(chunks, train, seed)
     return found
+
+
+def lines_behind(piece: str, prompt: str, number: int) -> str:
+    """Return the `number` lines that follow, in a piece and what comes behind it in its file, the line of the
+    piece that is most similar to the prompt's last; the first of equals.  Lines of white space do not
+    count."""
+    lines, last = ([line for line in text.splitlines() if line.strip()] for text in (piece, prompt))
+    if not lines or not last:
+        return ""
+    similarity = [fuzz.ratio(line.strip(), last[-1].strip()) for line in lines[:PIECE_LINES]]
+    place = int(np.argmax(similarity)) + 1
+    return "\n".join(lines[place:place + number])
 
 
 def similar_completions(prompts: list[str], train: Any, seed: int) -> list[str]:

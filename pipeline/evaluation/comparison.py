@@ -2,6 +2,7 @@
 import argparse
 import functools
 import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,20 @@ def summarize_change(change: np.ndarray) -> dict[str, Any]:
             "worse": int((change < 0).sum()),
             "quantiles": dict(zip(map(str, percents), np.percentile(change, percents).round(2).tolist(),
                                   strict=True))}
+
+
+def with_parts(tasks: list[Task], *found: dict[tuple[int, str], list]) -> list[Task]:
+    """Return the tasks, each followed by its parts as tasks of their own; what was `found` of a task, by
+    model and name, is filled in for its parts."""
+    every = []
+    for task in tasks:
+        every.append(task)
+        for name, places in task.parts.items():
+            every.append(replace(task, name=name, examples=[task.examples[i] for i in places], parts={}))
+            for results in found:
+                for which in (0, 1):
+                    results[which, name] = [results[which, task.name][i] for i in places]
+    return every
 
 
 def score_set(task: Task, predictions: list[list[str]], ended: list[list[bool]],

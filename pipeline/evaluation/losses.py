@@ -56,11 +56,13 @@ def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: A
     file = prediction_file(folder, source, task, header).with_suffix(".losses.jsonl")
     texts = [example.completion for example in task.examples]
     if task.encode:
-        pairs = prompt_ids(task, tokenizer), encode_within(tokenizer, texts)
+        prompts, completions = prompt_ids(task, tokenizer), encode_within(tokenizer, texts)
     else:
-        pairs = encode_pairs(tokenizer, prompts_of(task, tokenizer), texts)
+        prompts, completions = encode_pairs(tokenizer, prompts_of(task, tokenizer), texts)
+        if task.put_before:
+            prompts = task.put_before(tokenizer, prompts)
     rows = [(prompt or [tokenizer.eos_token_id], completion)
-            for prompt, completion in zip(*pairs, strict=True)]
+            for prompt, completion in zip(prompts, completions, strict=True)]
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: (lengths[i], i)):

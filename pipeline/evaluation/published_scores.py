@@ -22,6 +22,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import yaml_dump
 
 from pipeline.errors import PipelineError, first_line
+from pipeline.evaluation.repository import WITHOUT
 from pipeline.evaluation.scores import LOSS, NEXT_LINE, NEXT_LINE_SIMILARITY
 from pipeline.evaluation.tasks import Task
 from pipeline.files import MANIFEST, atomic_file, output_lock
@@ -52,10 +53,13 @@ def card_results(metrics: dict[str, Any], tasks: list[Task]) -> list[EvalResult]
     """
     results = []
     for task in tasks:
+        if task.name.endswith(WITHOUT):  # a card has one score of a kind; the table has both
+            continue
         entry = metrics["sets"][task.name]
         language, *behind = task.name.split(", ")  # e.g. "512 tokens of context"
         kind = f"_behind_{task.context_tokens}_tokens" if task.context_tokens else ""
         kind += "_infilling" if task.suffix_tokens else ""
+        kind += f"_and_{task.repository_tokens}_of_the_repository" if task.repository_tokens else ""
         for score in (score for score in CARD_METRICS if score in entry["scores"]):
             cell = entry["scores"][score]
             results.append(EvalResult(

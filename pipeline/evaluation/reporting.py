@@ -69,6 +69,23 @@ def baseline_table(metrics: dict[str, Any], scores: tuple[str, ...] = BASELINE_S
     return pandas.DataFrame(rows)
 
 
+def gain_table(metrics: dict[str, Any], scores: tuple[str, ...] = SHOWN) -> Any:
+    """Return the pandas table of what pieces of the repository change, for each model; empty without
+    --repository_tokens."""
+    rows = []
+    for set_name, entry in metrics["sets"].items():
+        for which, model in (("base", "base"), ("fine_tuned", "fine-tuned")):
+            cells = entry.get("gain", {}).get(which, {})
+            for score in shown_scores(cells, scores):
+                cell = cells[score]
+                shown = {name: shown_with_interval(cell[key], cell[f"{key}_interval"], sign)
+                         for name, key, sign in (("without pieces", "without", ""), ("with them", "with", ""),
+                                                 ("difference", "difference", "+"))}
+                rows.append({"set": f"{set_name}: {model}", "score": score, **shown,
+                             "p": f"{cell['p']:.4f}{' *' if cell['p'] < SIGNIFICANT else ''}"})
+    return pandas.DataFrame(rows)
+
+
 def make_notes(metrics: dict[str, Any]) -> list[str]:
     """Return what belongs below the table: what was compared, how, what was lost, and what no model beats."""
     notes = [f"base: {metrics['base_model']}; fine-tuned: {metrics['fine_tuned']}",
@@ -79,6 +96,10 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
     notes += [f"{name}: {entry['reference_ended']:.1f} % of the references end there (their file, the "
               f"method, or the middle), which \"{ENDED}\" of the predictions is to be compared with"
               for name, entry in metrics["sets"].items() if "reference_ended" in entry]
+    notes += [f"{name}: of {entry['in_pieces']} of {entry['examples']} examples the completion stands "
+              "verbatim, white space aside, in the pieces before it; "
+              + ("the set without them is shown too" if entry["in_pieces"] else "all are shown")
+              for name, entry in metrics["sets"].items() if "in_pieces" in entry]
     if any(entry.get("baselines") for entry in metrics["sets"].values()):
         notes.append("trivial baselines: the line before; as many last lines of the prompt as the median "
                      "reference has; the completion of the training prompt with the largest Jaccard index of "
@@ -105,7 +126,8 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
 
 def report(metrics: dict[str, Any], folder: Path) -> None:
     """Print the tables and write them as Markdown, with the chart and metrics.json."""
-    tables = [table for table in (make_table(metrics), baseline_table(metrics)) if len(table)]
+    tables = [table for table in (make_table(metrics), gain_table(metrics), baseline_table(metrics))
+              if len(table)]
     notes = make_notes(metrics)
     with atomic_file(folder / "table.md") as file:
         file.write("\n".join(map(table_as_markdown, tables)) + "\n"
@@ -149,6 +171,8 @@ def write_report(metrics: dict[str, Any], tasks: list[Task], predictions: dict[t
     parts = [f"# {metrics['fine_tuned']} against {metrics['base_model']}\n",
              table_as_markdown(make_table(metrics, Scores.NAMES)),
              "\n".join(f"- {note}" for note in make_notes(metrics)) + "\n", "![Scores](chart.png)\n"]
+    if len(table := gain_table(metrics, Scores.NAMES)):
+        parts += ["## What pieces of the repository change\n", table_as_markdown(table)]
     if len(table := baseline_table(metrics, JUDGED)):
         parts += ["## Trivial baselines\n", table_as_markdown(table)]
     parts += ["## Change of each example\n", "![Change of the edit similarity](change.png)\n"]

@@ -26,6 +26,7 @@ def prediction_file(folder: Path, source: ModelSource, task: Task, header: dict[
     set_name = task.name.split()[0].strip(",").lower() + (f"-{task.context_tokens}" if task.context_tokens
                                                           else "")
     set_name += "-infilling" if task.suffix_tokens else ""
+    set_name += f"-repository-{task.repository_tokens}" if task.repository_tokens else ""
     return folder / f"{model}.{set_name}.{digest}.jsonl"
 
 

@@ -9,20 +9,25 @@ from pipeline.evaluation.codexglue import codexglue_task
 from pipeline.evaluation.middles import infilling_task
 from pipeline.evaluation.planning import choose_sample
 from pipeline.evaluation.processes import ALONE, Processes
+from pipeline.evaluation.repository import repository_task
 from pipeline.evaluation.tasks import Task, chunk_tokens, kotlin_task
 from pipeline.models import context_length
+from pipeline.repository_prompts import COMMENTED, RepositoryPrompt
 
 MARKS = 8  # tokens of a prompt that mark its parts and begin it, at most
 
 
 def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, precision: str,
-               processes: Processes = ALONE, infilling: Sequence[ModelSource] = ()) -> list[Task]:
+               processes: Processes = ALONE, infilling: Sequence[ModelSource] = (),
+               form: RepositoryPrompt = COMMENTED) -> list[Task]:
     """Return the tasks, the same in all processes; `tokenizer`, the base's, counts the context of the prompts
-    that are shown.  `infilling`: the models, where they are to be asked for the middle too."""
+    that are shown.  `infilling`: the models, where they are to be asked for the middle too; `form`: in which
+    pieces of the repository stand before the longest context."""
     contexts = list(dict.fromkeys(args.context_tokens))
     budget = args.max_new_tokens or chunk_tokens(args.dataset)
     # a measured rate differs between processes, and so might what is drawn
     lengths = contexts + [max(contexts) + args.suffix_tokens] * bool(infilling)
+    lengths += [max(contexts) + args.repository_tokens] * bool(args.repository_tokens)
     sample = processes.agree(lambda: choose_sample(args.sample, base, lengths, budget, precision))
     if args.sample is None and processes.rank == 0:
         print(f"{sample} examples of each set (--sample chooses)", file=sys.stderr)
@@ -31,9 +36,12 @@ def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, prec
     if not any(kotlin):  # a context was asked for that the data set does not give
         kotlin = [kotlin_task(args.dataset, sample, args.seed, budget)]
     kotlin = list(filter(None, kotlin))
+    longest = max(kotlin, key=lambda task: task.context_tokens)
     if infilling:
-        longest = max(kotlin, key=lambda task: task.context_tokens)
         kotlin.append(infilling_task(longest, args.suffix_tokens, infilling))
+    if args.repository_tokens:
+        kotlin.append(repository_task(longest, args.dataset, args.repository_tokens, form, tokenizer,
+                                      args.output_dir))
     return [codexglue_task(args.codexglue_file, sample, args.seed), *filter(None, kotlin)]
 
 

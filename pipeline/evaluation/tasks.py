@@ -12,6 +12,7 @@ from pipeline.contexts import FileTexts, contexts_of, find_cuts
 from pipeline.datasets import draw, load_examples, load_files
 from pipeline.errors import PipelineError
 from pipeline.hub import find_manifest
+from pipeline.repository_prompts import SourcePiece
 from pipeline.tokenizers import encode_prompts
 
 DEFAULT_CHUNK_TOKENS = 100
@@ -39,6 +40,12 @@ class Example:
     before: str = ""  # what stands before it, for a prompt of `Task.context_tokens`
     chunk: str = ""  # the pair's own prompt, where `prompt` is a longer one
     after: str | None = None  # what stands behind the completion in its file
+    # where pieces of a repository stand before it: all that were found, the best first
+    pieces: list[SourcePiece] = field(default_factory=list)
+    path: str | None = None  # of its file
+    repository: str = ""
+    best: str = ""  # the best piece and what follows it in its file
+    in_pieces: bool = False  # whether the answer stands in a piece that is shown
 
 
 @dataclass
@@ -61,6 +68,12 @@ class Task:
     encode: Callable[[Any, list[str]], list[list[int]]] | None = None
     suffix_tokens: int = 0  # of the text behind the completion
     stops: frozenset[int] = frozenset()  # tokens that end a prediction beside the end of text
+    # puts what else stands there before the token ids of the texts that `prompts_of` gives
+    put_before: Callable[[Any, list[list[int]]], list[list[int]]] | None = None
+    # by name: examples, by their places, that are also scored by themselves
+    parts: dict[str, list[int]] = field(default_factory=dict)
+    repository_tokens: int = 0  # of pieces of the repository before the context
+    twin: str = ""  # the set with the same examples without these pieces
 
 
 def first_line(text: str, normalize: Callable[[str], str],
@@ -88,7 +101,8 @@ def prompts_of(task: Task, tokenizer: Any) -> list[str]:
     """Return what a model with this tokenizer is asked with: `context_tokens` are counted in its own
     tokens."""
     if not task.context_tokens:
-        return [example.prompt for example in task.examples]
+        # with pieces before it, what is shown as the prompt is more than the chunk
+        return [example.chunk if task.repository_tokens else example.prompt for example in task.examples]
     if not any(known is tokenizer for known, _ in task.asked):  # some seconds of search for 500 examples
         befores = [example.before for example in task.examples]
         task.asked.append((tokenizer, contexts_of(tokenizer, befores, task.context_tokens)))
@@ -100,6 +114,8 @@ def prompt_ids(task: Task, tokenizer: Any) -> list[list[int]]:
     has to go on from something."""
     texts = prompts_of(task, tokenizer)
     ids = task.encode(tokenizer, texts) if task.encode else encode_prompts(tokenizer, texts)
+    if task.put_before:
+        ids = task.put_before(tokenizer, ids)
     return [prompt or [tokenizer.eos_token_id] for prompt in ids]
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import looks_like_path
+from pipeline.repository_prompts import MANIFEST_ENTRY, USUAL_COMMENT, RepositoryPrompt
 
 
 def model_card(name: str, base_name: str, merged_into: str, adapter_config: dict[str, Any],
@@ -29,6 +30,7 @@ def model_card(name: str, base_name: str, merged_into: str, adapter_config: dict
               f'model = AutoModelForCausalLM.from_pretrained("{name}")',
               'prompt = tokenizer("fun main() {", return_tensors="pt")',
               "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=100)[0]))", "```", ""]
+    lines += prompt_section(manifest)
     shown = ("max_train_samples", "num_train_epochs", "examples_per_step", "learning_rate",
              "lr_scheduler_type", "quantization", "seed")
     if training:
@@ -38,3 +40,18 @@ def model_card(name: str, base_name: str, merged_into: str, adapter_config: dict
     lines += [f"| {key.replace('_', ' ')} (nats a token) | {summary[key]:.4f} |"
               for key in ("validation_loss_before", "validation_loss_after") if key in summary]
     return "\n".join(lines) + "\n"
+
+
+def prompt_section(manifest: dict[str, Any] | None) -> list[str]:
+    """Return how a model that was taught with pieces of a repository is to be asked; nothing of another."""
+    entry = (manifest or {}).get(MANIFEST_ENTRY)
+    if not entry:
+        return []
+    form = RepositoryPrompt(*(str(entry.get(name, "")) for name in RepositoryPrompt._fields))
+    head = f"{form.repository}OWNER/NAME{form.name_end}" if form.repository else ""
+    begin, end = (form.file, "") if form.file else USUAL_COMMENT
+    tokens = manifest.get("arguments", {}).get("repository_tokens", "some")
+    return ["## Prompt", "", f"Taught with at most {tokens} tokens of pieces of the repository's other files "
+            f"before a file ({form.describe()}), the best last; the manifest's entry `{MANIFEST_ENTRY}` says "
+            "so too:", "", "```", f"{head}{begin}PATH/OF/A/PIECE.kt{end}", "the piece",
+            f"{begin}PATH/OF/THE/FILE.kt{end}", "the file up to the cursor", "```", ""]

@@ -17,7 +17,8 @@ from pipeline.training.checkpoints import BEST_ADAPTER, CHECKPOINT_HASHES
 
 # What the log calls the losses of what is validated on, and how they are shown.
 SHOWN_LOSSES = {"eval_loss": "validation loss", "eval_one_chunk_loss": "behind one chunk",
-                "eval_replay_loss": "replay", "eval_infilling_loss": "middles"}
+                "eval_replay_loss": "replay", "eval_infilling_loss": "middles",
+                "eval_repository_loss": "behind pieces"}
 ESTIMATE_STEPS = 10  # that the time of the rest is estimated from
 
 

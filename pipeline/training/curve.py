@@ -19,7 +19,8 @@ def training_curve(log_history: list[dict[str, float]], examples_per_step: int) 
         row = {"step": entry["step"], "examples": entry["step"] * examples_per_step}
         for key, name in (("loss", "train_loss"), ("eval_loss", "validation_loss"),
                           ("eval_one_chunk_loss", "one_chunk_loss"), ("eval_replay_loss", "replay_loss"),
-                          ("eval_infilling_loss", "infilling_loss"), ("learning_rate", "learning_rate")):
+                          ("eval_infilling_loss", "infilling_loss"),
+                          ("eval_repository_loss", "repository_loss"), ("learning_rate", "learning_rate")):
             if key in entry:
                 row[name] = entry[key]
         if "train_loss" in row or "validation_loss" in row:
@@ -34,6 +35,7 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     for key, label, style in (("train_loss", "training (mean since the last point)", "-"),
                               ("validation_loss", "validation", "o-"),
                               ("one_chunk_loss", "validation, behind one chunk", "^-."),
+                              ("repository_loss", "validation, behind pieces", "v-."),
                               ("replay_loss", "replay, not trained on", "s--"),
                               ("infilling_loss", "validation, middles", "d:")):
         points = [(row["examples"], row[key]) for row in curve if key in row]
@@ -65,7 +67,7 @@ def finish(trainer: Any, args: argparse.Namespace,
                "tokens_per_second": round(trainer.real_tokens / max(1e-9, trainer.step_seconds), 1),
                "validation_loss_before": validated[0]["validation_loss"],
                "validation_loss_after": best["validation_loss"]}
-    for name in ("one_chunk_loss", "replay_loss", "infilling_loss"):
+    for name in ("one_chunk_loss", "repository_loss", "replay_loss", "infilling_loss"):
         if name in best:
             summary |= {f"{name}_before": validated[0][name], f"{name}_after": best[name]}
     return summary, curve

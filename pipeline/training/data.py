@@ -17,10 +17,12 @@ from pipeline.files import sha256_file
 from pipeline.manifests import read_manifest
 from pipeline.training.examples import EncodedExamples, encode_examples, sample_replay
 from pipeline.training.infilled import Infilling, choose_infilling
-from pipeline.training.sequences import files_in_random_order, middles_of, sequences_of
+from pipeline.training.pieces import Pieces
+from pipeline.training.sequences import files_in_random_order, middles_of, random_order, sequences_of
 
 MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
-ONE_CHUNK, REPLAY, MIDDLES = "one_chunk", "replay", "infilling"  # what is validated on besides
+# what is validated on besides
+ONE_CHUNK, REPLAY, MIDDLES, REPOSITORY = "one_chunk", "replay", "infilling", "repository"
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Data:
     # other sets that are validated on, by name
     also: dict[str, EncodedExamples] = field(default_factory=dict)
     train_on: str = "pairs"  # or files
+    with_pieces: int = 0  # sequences that begin with pieces of the repository
     identities: dict[str, Any] = field(default_factory=dict)  # what a resumed run compares
     infilling: Infilling | None = None  # how some sequences are written with a middle
 
@@ -91,10 +94,11 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
     if infilling and args.train_on != "files":
         raise PipelineError(f"--fim_rate {args.fim_rate}: middles are cut from whole files; give --train_on "
                             "files and a data set that has them, or leave --fim_rate out")
+    pieces = choose_pieces(args, tokenizer, files, identities)
     if args.train_on == "files":
         columns = (files_in_random_order(files["train"], args.seed, column) for column in ("text", "path"))
         train = sequences_of(tokenizer, next(columns), args.max_train_samples, args.sequence_tokens,
-                             infilling, next(columns))
+                             infilling, next(columns), pieces and pieces.queries)
         if not len(train):
             raise PipelineError(f"{args.dataset}: its files give no sequence; run preprocess_data.py on more "
                                 "files, or give --train_on pairs")
@@ -102,9 +106,12 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
         train = encode_split(args, tokenizer, data["train"], files and files["train"], args.max_train_samples)
     found = Data(train, *encode_validation(args, tokenizer, data["validation"],
                                            files and files["validation"]),
-                 args.train_on, identities, infilling)
+                 args.train_on, identities=identities, infilling=infilling)
     if infilling:
         add_middles(found, args, tokenizer, files["validation"])
+    if pieces:
+        add_pieces(found, args, pieces, data["validation"])
+        check_room(found, args, context)
     if args.replay_dataset:
         add_replay(found, args, tokenizer, default_replay_fraction)
     return found
@@ -119,6 +126,45 @@ def add_middles(data: Data, args: argparse.Namespace, tokenizer: Any, files: Any
     data.identities["infilling"] = data.infilling.format.described()
     for line in data.infilling.units.missing.values():
         note(line)
+
+
+def add_pieces(data: Data, args: argparse.Namespace, pieces: Pieces, pairs: Any) -> None:
+    """Put pieces before the sequences that were chosen, and validate behind pieces too; `pairs`: those of the
+    validation split."""
+    data.train, data.with_pieces = pieces.added_to_sequences(
+        data.train, random_order(pieces.files["train"], args.seed))
+    if ONE_CHUNK in data.also:  # the files hold validation's pairs
+        rows = pairs.select(draw(len(pairs), args.max_validation_samples, args.seed))[:]
+        data.also[REPOSITORY] = pieces.added_to_validation(data.validation, rows)
+
+
+def choose_pieces(args: argparse.Namespace, tokenizer: Any, files: Any,
+                  identities: dict[str, Any]) -> Pieces | None:
+    """Return what puts pieces of the repository before sequences; None without --repository_tokens.
+
+    The form of such prompts is added to the `identities`, which the manifest takes over.
+    """
+    if not args.repository_tokens:
+        return None
+    if args.train_on != "files":
+        raise PipelineError(f"--repository_tokens {args.repository_tokens}: pieces stand before sequences of "
+                            "whole files; give --train_on files and a data set that has them, or leave it "
+                            "out")
+    if not args.repository_fraction:
+        raise PipelineError("--repository_fraction 0: no sequence would begin with pieces; give a share, or "
+                            "leave --repository_tokens out")
+    pieces = Pieces(args, tokenizer, files, identities["data_hash"])
+    identities |= pieces.described()
+    return pieces
+
+
+def check_room(data: Data, args: argparse.Namespace, context: int | None) -> None:
+    """Raise PipelineError where an example with pieces is longer than the model's `context`."""
+    longest = max(int(examples.lengths.max(initial=0)) for examples in (data.train, *data.also.values()))
+    if context and longest > context:
+        raise PipelineError(f"--repository_tokens {args.repository_tokens}: with the file an example has "
+                            f"{longest} tokens, and the model's context {context}; lower it, or "
+                            "--sequence_tokens")
 
 
 def choose_train_on(args: argparse.Namespace, files: Any) -> str:

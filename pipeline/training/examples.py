@@ -1,4 +1,5 @@
 """Examples as token ids: pairs of prompt and completion, of the data set or of a replay file."""
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ class EncodedExamples:
         joined.lengths = np.concatenate([self.lengths, other.lengths])
         joined.marks = self.marks | other.marks
         return joined
+
+    def with_rows(self, rows: list[np.ndarray], prompt_lengths: list[int]) -> "EncodedExamples":
+        """Return the same examples with other ids, the first `prompt_lengths` of each without a label."""
+        examples, others = copy.copy(self), self.of_rows(rows, prompt_lengths)
+        for name in ("ids", "ends", "prompt_lengths", "lengths"):
+            setattr(examples, name, getattr(others, name))
+        return examples
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -75,11 +75,12 @@ def report_text(summary: dict[str, Any], curve: list[dict[str, float]], samples:
     lines = ["# Training", "", "| | |", "|---|---:|",
              *(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in summary.items()), "",
              "![training and validation loss](training_curve.png)", "",
-             "| step | examples | validation loss | behind one chunk | replay loss | loss of middles |",
-             "|---:|---:|---:|---:|---:|---:|"]
+             "| step | examples | validation loss | behind one chunk | behind pieces | replay loss | "
+             "loss of middles |", "|---:|---:|---:|---:|---:|---:|---:|"]
     for row in (row for row in curve if "validation_loss" in row):
         losses = (f"{row[name]:.4f}" if name in row else ""
-                  for name in ("validation_loss", "one_chunk_loss", "replay_loss", "infilling_loss"))
+                  for name in ("validation_loss", "one_chunk_loss", "repository_loss", "replay_loss",
+                               "infilling_loss"))
         lines.append(f"| {row['step']} | {row['examples']} | {' | '.join(losses)} |")
     lines += ["", f"## Completions of the validation set, greedy, at most {SHOWN_TOKENS} tokens"]
     for sample in samples:
@@ -135,6 +136,8 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
         written = data.infilling.format
         what += (f" ({data.infilling.kinds.total():,} of them with a middle, {written.order} with "
                  f"{' '.join(written.tokens)})")
+    if data.with_pieces:
+        what += f" ({data.with_pieces:,} of them behind pieces of other files)"
     if processes > 1:
         device = f"{processes} times {device}"
     print(f"device: {device}, {precision}, base model in {base}; at most {trainer.tokens_per_batch:,} tokens "
@@ -150,6 +153,7 @@ def count(model: Any, data: Data) -> dict[str, int]:
     middles = data.infilling.kinds if data.infilling else {}
     return {"train_examples": len(data.train), "validation_examples": len(data.validation),
             "replay_validation_examples": len(data.also.get(REPLAY, ())),
+            "train_examples_behind_pieces": data.with_pieces,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             **{f"middles_{kind}": number for kind, number in sorted(middles.items())}}
 

@@ -13,6 +13,7 @@ from pipeline.tokenizers import encode_prompts
 from pipeline.training.examples import EncodedExamples
 from pipeline.training.infilled import Infilled, Infilling, check_unused, infill
 from pipeline.training.middles import Span
+from pipeline.training.pieces import PieceQueries
 
 OVERLAP_TOKENS = 64  # of a sequence, repeated from the one before it: context without labels
 FILES_PER_BATCH = 64  # tokenized together
@@ -44,8 +45,10 @@ def text_of(tokenizer: Any, ids: np.ndarray) -> str:
 
 def sequences_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tokens: int,
                  infilling: Infilling | None = None,
-                 paths: Iterable[str | None] = itertools.repeat(None)) -> EncodedExamples:
+                 paths: Iterable[str | None] = itertools.repeat(None),
+                 queries: PieceQueries | None = None) -> EncodedExamples:
     """Return the first `number` (0: all) sequences of the texts, in their order; `paths` tell the languages.
+    `queries` takes those that are to begin with pieces of other files.
 
     Sequences that hold a very large value are left out.  Of the others, `infilling` turns its share into
     prefix, suffix and middle; what it leaves out of one, at most a few tokens of the suffix's end (in SPM the
@@ -54,7 +57,7 @@ def sequences_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tok
     rows: list[np.ndarray] = []
     labels: list[int] = []  # where the labels of each row begin
     kinds: list[str] = []  # of each row's middle
-    for row, label, middle in _sequences(tokenizer, texts, paths, sequence_tokens, infilling):
+    for row, label, middle in _sequences(tokenizer, texts, paths, sequence_tokens, infilling, queries):
         rows.append(row)
         labels.append(label)
         kinds.append(middle.kind if middle else "")
@@ -82,18 +85,22 @@ def middles_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_token
 
 
 def _sequences(tokenizer: Any, texts: Iterable[str], paths: Iterable[str | None], sequence_tokens: int,
-               infilling: Infilling | None) -> Iterator[tuple[np.ndarray, int, Infilled | None]]:
+               infilling: Infilling | None,
+               queries: PieceQueries | None = None) -> Iterator[tuple[np.ndarray, int, Infilled | None]]:
     """Yield each sequence's ids, where its labels begin, and its middle where it was given one."""
-    number = 0
+    number, place = 0, -1  # of the sequence, from 1, and of its text, from 0
     for batch in _batches(zip(texts, paths, strict=False)):  # without paths, they go on for ever
         encoded = encode_texts(tokenizer, [text for text, _ in batch])
         for (text, path), ids in zip(batch, encoded, strict=True):
+            place += 1
             suspect = has_large_value(text)
             file = _File(tokenizer, infilling, text, path, ids) if infilling else None
             for begin, label, end in sequence_places(len(ids), sequence_tokens):
                 if suspect and LARGE_VALUE.search(text_of(tokenizer, ids[begin:end])):
                     continue
                 number += 1
+                if queries:
+                    queries.take(number - 1, place, ids, begin, label)
                 middle = file and file.with_middle(number, begin, label, end, sequence_tokens)
                 if middle:
                     yield np.array(middle.ids, dtype=np.int32), middle.first_label, middle
@@ -138,10 +145,15 @@ def _batches(files: Iterable[tuple[str, str | None]]) -> Iterator[list[tuple[str
         yield batch
 
 
+def random_order(files: Any, seed: int) -> np.ndarray:
+    """Return the numbers of a split's files in an order drawn with the seed."""
+    return np.random.default_rng(seed).permutation(len(files))
+
+
 def files_in_random_order(files: Any, seed: int, column: str = "text") -> Iterator[Any]:
     """Yield the texts of a split, or another column (None where there is none), in an order drawn with the
     seed; memory: one batch of them."""
-    order = np.random.default_rng(seed).permutation(len(files))
+    order = random_order(files, seed)
     for begin in range(0, len(order), FILES_PER_BATCH):
         rows = order[begin:begin + FILES_PER_BATCH]
         yield from files.select(rows)[column] if column in files.column_names else [None] * len(rows)
