@@ -5,6 +5,10 @@ Writes  data/kotlin_prepared_dataset/          train, validation, test: {"prompt
                                                "source_line": int, "start": int}; report.md and report.png
         data/kotlin_prepared_dataset/files/    the same splits as whole cleaned files: {"text": str,
                                                "source_line": int, "repository", "path", "license_file"}
+        data/kotlin_prepared_dataset/methods/  the functions whose body is a block of 3 to 256 tokens, as
+                                               their grammar finds them: {"signature", "docstring", "body",
+                                               "source_line", "start", "path"}; and as SPLIT.jsonl in
+                                               CodeXGLUE's fields
 
 A file loses its copyright comment, is dropped where it is too short, generated, or a near-duplicate of
 another, and is cut into chunks of at most --chunk_tokens tokens, each at the best place near its end.  An
@@ -13,8 +17,8 @@ by --stride_tokens, in validation and test by a whole chunk, so that each positi
 are made by file and by cluster of near-duplicates, from a hash of the content and the seed: no file is on two
 sides, and adding a file moves no other.
 
-Memory: one batch of files for each process, and 1.2 kB for each file (its MinHash); nothing grows with the
-number of examples.  Time: linear in the size of the input, divided by the number of cores.
+Memory: one batch of files for each process, and 1.2 kB for each file and method (its MinHash); nothing grows
+with the number of examples.  Time: linear in the size of the input, divided by the number of cores.
 
 Run:    python preprocess_data.py
 Quick:  python preprocess_data.py --limit 200
@@ -58,12 +62,13 @@ def preprocess(args: argparse.Namespace) -> None:
         scratch.mkdir()
         with worker_pool(args, tokenizer_json(args.model_name_or_path)) as pool:
             # These stand on datasets and matplotlib: a second, in which the worker processes start.
+            from pipeline.preparation.method_files import write_methods
             from pipeline.preparation.publishing import publish
             from pipeline.preparation.reporting import draw_report, report_text
             from pipeline.preparation.writing import write_data_set
 
-            with open(scratch / "spool", "wb") as spool:
-                digests, signatures = clean_corpus(args, pool, spool, counts)
+            with open(scratch / "spool", "wb") as spool, open(scratch / "methods", "wb") as methods:
+                digests, signatures = clean_corpus(args, pool, spool, methods, counts)
             if not digests:
                 raise PipelineError(f"{args.input_file}: no file can serve "
                                     f"({describe(counts) or 'it is empty'}); check it, "
@@ -79,6 +84,9 @@ def preprocess(args: argparse.Namespace) -> None:
             drawing = pool.submit(draw_report, counts, statistics, folder / "report.png")
             data.save_to_disk(str(folder))
             files.save_to_disk(str(folder / "files"))
+            if not args.no_methods:
+                write_methods(lambda name: read_spool(scratch / name, len(splits)), splits, args, scratch,
+                              folder, counts)
             leakage = leaking.result()
             drawing.result()
         (folder / "report.md").write_text(report_text(counts, statistics, leakage, data, args.seed),
@@ -166,6 +174,8 @@ def build_parser() -> argparse.ArgumentParser:
              "space in a row")
     add("--drop_secrets", action="store_true",
         help="leave out files that hold private keys or tokens of well-known services (default: count them)")
+    add("--no_methods", action="store_true",
+        help="do not parse the files: write no methods/ (they take a fifth of the time)")
     add("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
     add("--limit", type=non_negative_int, default=0,
         help="read only so many files; 0: all (default: %(default)s)")

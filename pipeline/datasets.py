@@ -38,7 +38,7 @@ def load_examples(source: str, splits: Iterable[str], verify: bool = True,
     else:
         with hub_errors("data set", source):
             # by name: offline, the library does not know which of two in its cache is meant
-            data = _read_hub(source, "default" if _hub_has_files(source) else None)
+            data = _read_hub(source, "default" if _hub_has(source, "files") else None)
     for split in dict.fromkeys((*splits, *(split for split in optional if split in data))):
         if split not in data:
             raise PipelineError(f"{source}: no split {split!r}; it has {', '.join(data)}")
@@ -113,11 +113,34 @@ def load_files(source: str, splits: Iterable[str] = ()) -> Any:
         data = _read_folder(source)
     else:
         with hub_errors("data set", source):
-            if not _hub_has_files(source):
+            if not _hub_has(source, "files"):
                 return None
             data = _read_hub(source, "files")
     _check_columns(source, data, splits, {"text", "source_line"})
     return data
+
+
+def load_methods(source: str, split: str) -> Any:
+    """Return the methods of a split that lie beside the examples at `source`; None without any.
+
+    Raises PipelineError where they cannot be read or where a column is missing.  They are not compared with
+    their manifest: `load_examples` has done that.
+    """
+    folder = Path(source) / "methods"
+    if Path(source).is_dir():
+        if not (folder / "dataset_dict.json").is_file():
+            return None
+        source = str(folder)
+        data = _read_folder(source)
+    else:
+        with hub_errors("data set", source):
+            if not _hub_has(source, "methods"):
+                return None
+            data = _read_hub(source, "methods")
+    if split not in data:
+        return None
+    _check_columns(source, data, [split], {"signature", "docstring", "body", "source_line", "start"})
+    return data[split]
 
 
 def _read_folder(folder: str) -> Any:
@@ -130,9 +153,11 @@ def _read_folder(folder: str) -> Any:
                             "again") from error
 
 
-def _hub_has_files(name: str) -> bool:
-    """Return whether a hub data set has the two configurations that preprocess_data.py publishes."""
-    return any(re.fullmatch(r"files/\w+\.parquet", file) for file in hub_files(name, repo_type="dataset")[1])
+def _hub_has(name: str, configuration: str) -> bool:
+    """Return whether a hub data set has a configuration that preprocess_data.py publishes, files or
+    methods."""
+    return any(re.fullmatch(rf"{configuration}/\w+\.parquet", file)
+               for file in hub_files(name, repo_type="dataset")[1])
 
 
 def _read_hub(name: str, configuration: str | None = None) -> Any:

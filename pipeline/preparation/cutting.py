@@ -5,6 +5,7 @@ import numpy as np
 
 from pipeline.large_values import LARGE_VALUE
 from pipeline.preparation.cleaning import is_trivial
+from pipeline.preparation.methods import FoundMethods
 from pipeline.preparation.provenance import Origin
 
 # The last share of a chunk, in which the kind of place decides where it ends: a line has about 10 tokens.
@@ -24,6 +25,7 @@ class CleanFile(NamedTuple):
     token_ids: np.ndarray | None = None  # (tokens,) uint16 or uint32
     signature: np.ndarray | None = None  # (PERMUTATIONS,) uint32
     has_large_value: bool = False
+    methods: FoundMethods | None = None
 
 
 # The ranks of places to cut, the best last.  0: none, for a character would be split.

@@ -10,6 +10,7 @@ import datasets
 from pipeline.files import atomic_folder, hash_files, output_lock, write_json
 from pipeline.hub import push_folder
 from pipeline.manifests import sealed_manifest
+from pipeline.preparation.method_files import FOLDER as METHODS
 from pipeline.preparation.reporting import leakage_table
 from pipeline.preparation.splits import SPLITS
 
@@ -19,7 +20,10 @@ def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) 
     --hf_repository in one commit."""
     staged = args.output_dir.with_name(f"{args.output_dir.name}.hub")
     with output_lock(staged), atomic_folder(staged) as folder:
-        for source, name in ((args.output_dir, "data"), (args.output_dir / "files", "files")):
+        for source, name in ((args.output_dir, "data"), (args.output_dir / "files", "files"),
+                             (args.output_dir / METHODS, METHODS)):
+            if not source.is_dir():  # without a grammar there are no methods
+                continue
             (folder / name).mkdir()
             for split, data in datasets.load_from_disk(str(source)).items():
                 data.to_parquet(str(folder / name / f"{split}.parquet"))
@@ -42,9 +46,11 @@ def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Co
     """Return the data set's README.md: what `load_dataset` reads, where it comes from, what is in it, what
     leaks."""
     lines = ["---", "task_categories:", "- text-generation", "tags:", "- code", "configs:"]
-    for config, place in (("default", "data"), ("files", "files")):
+    methods = [split for split in SPLITS if counts[f"methods in {split}"]]
+    for config, place, splits in (("default", "data", SPLITS), ("files", "files", SPLITS),
+                                  *([(METHODS, METHODS, methods)] if methods else [])):
         lines += [f"- config_name: {config}", "  data_files:"]
-        for split in SPLITS:
+        for split in splits:
             lines += [f"  - split: {split}", f"    path: {place}/{split}.parquet"]
     lines += ["---", f"# {args.hf_repository}", "",
               f"Pairs of prompt and completion: a chunk of about {args.chunk_tokens} tokens of "
@@ -52,7 +58,9 @@ def data_set_card(args: argparse.Namespace, manifest: dict[str, Any], counts: Co
               "file and by cluster of near-duplicates.", "",
               "```python", "from datasets import load_dataset",
               f'data = load_dataset("{args.hf_repository}")',
-              f'files = load_dataset("{args.hf_repository}", "files")  # whole cleaned files', "```", "",
+              f'files = load_dataset("{args.hf_repository}", "files")  # whole cleaned files',
+              *([f'methods = load_dataset("{args.hf_repository}", "{METHODS}")  # signature, KDoc, body']
+                if methods else []), "```", "",
               *([f"`raw/{args.input_file.name}` holds the source files as they were collected, one JSON "
                  "object a line.", ""] if args.publish_raw else []),
               "## Sources", "",

@@ -26,9 +26,11 @@ from pipeline.preparation.cutting import CleanFile, cut_windows, find_cuts
 from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch, minhash_signature
 from pipeline.preparation.encoding import byte_lengths, encode
 from pipeline.preparation.leakage import measure_leakage
+from pipeline.preparation.methods import find_methods
 from pipeline.preparation.provenance import Origin, origins
 from pipeline.progress import progress
 from pipeline.secrets_scan import find_secrets, listed
+from pipeline.syntax import extension_of, find_grammar
 
 BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one
 # What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
@@ -72,7 +74,12 @@ def clean_files(path: Path, first_line: int, lines: list[bytes], places: list[Or
             kept.append((number, origin, text))
     encoded = encode(_worker["tokenizer"], _worker["byte_lengths"], [text for _, _, text in kept])
     for (number, origin, text), (ids, offsets) in zip(kept, encoded, strict=True):
-        results.append(cut_file(number, origin, text, ids, offsets))
+        file = cut_file(number, origin, text, ids, offsets)
+        if not file.reason and not _worker["no_methods"]:
+            grammar = find_grammar(extension_of(origin.path))
+            file = file._replace(methods=find_methods(text, grammar, offsets, file.token_ids,
+                                                      _worker["empty_sketch"]))
+        results.append(file)
     return sorted(results, key=lambda file: file.source_line)
 
 
@@ -84,6 +91,7 @@ class Found(NamedTuple):
     digest: bytes
     signature: np.ndarray | None
     packed: bytes
+    packed_methods: bytes
     secrets: Counter  # how often each kind stands in its text
 
 
@@ -95,9 +103,10 @@ def packed_files(path: Path, first_line: int, lines: list[bytes], places: list[O
         secrets = Counter() if file.reason else find_secrets(file.text)
         if secrets and _worker["drop_secrets"]:
             file = CleanFile(file.source_line, "holds secrets", file.origin)
-        packed = b"" if file.reason else pickle.dumps(file._replace(signature=None), protocol=5)
+        packed, methods = (b"" if file.reason else pickle.dumps(part, protocol=5)
+                           for part in (file._replace(signature=None, methods=None), file.methods))
         found.append(Found(file.source_line, file.reason, file.origin, file.digest, file.signature, packed,
-                           secrets))
+                           methods, secrets))
     return found
 
 
@@ -155,7 +164,7 @@ def batches_of_lines(path: Path, limit: int, advance: Callable[[int], Any],
 def worker_pool(args: argparse.Namespace, tokenizer_json: str) -> Iterator[ProcessPoolExecutor]:
     """Yield the worker processes, and end them whatever happens."""
     wanted = ("keep_copyright", "keep_generated", "keep_short", "chunk_tokens", "stride_tokens",
-              "drop_secrets")
+              "drop_secrets", "no_methods")
     options = {key: getattr(args, key) for key in wanted}
     # Spawned, not forked: a fork would copy threads and locks of libraries in an undefined state.
     pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"),
@@ -173,9 +182,10 @@ def worker_pool(args: argparse.Namespace, tokenizer_json: str) -> Iterator[Proce
             process.terminate()
 
 
-def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
+def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO, methods: IO,
                  counts: Counter) -> tuple[list[bytes], np.ndarray]:
-    """Clean every file, put those that can serve into `spool`, and return their digests and signatures."""
+    """Clean every file, put those that can serve into `spool` and their methods into another, and return
+    their digests and signatures."""
     digests: list[bytes] = []
     signatures = bytearray()  # one block that grows: a list of arrays would be there twice when joined
     with_secrets: dict[str, Counter] = {}
@@ -194,6 +204,7 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
                 digests.append(file.digest)
                 signatures += file.signature.tobytes()
                 spool.write(file.packed)
+                methods.write(file.packed_methods)
     spool.flush()
     if with_secrets:
         counts["files with secrets"] = len(with_secrets)
@@ -203,8 +214,9 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
     return digests, np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
 
 
-def read_spool(path: Path, number: int) -> Iterator[CleanFile]:
-    """Yield the `number` files that this same run put into its spool."""
+def read_spool(path: Path, number: int) -> Iterator[Any]:
+    """Yield what this same run put into a spool, a `CleanFile` or its `FoundMethods` for each of `number`
+    files."""
     with open(path, "rb") as spool:
         for _ in range(number):
             yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
