@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.contexts import Cut, FileTexts, contexts_of, each_cut, find_cuts
-from pipeline.datasets import draw, load_examples, load_files
+from pipeline.datasets import draw, load_examples, load_files, load_methods
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.manifests import read_manifest
 from pipeline.training.examples import EncodedExamples, encode_examples, sample_replay
 from pipeline.training.infilled import Infilling, choose_infilling
+from pipeline.training.methods import method_examples
 from pipeline.training.pieces import Pieces
 from pipeline.training.sequences import files_in_random_order, middles_of, random_order, sequences_of
 
@@ -36,6 +37,7 @@ class Data:
     with_pieces: int = 0  # sequences that begin with pieces of the repository
     identities: dict[str, Any] = field(default_factory=dict)  # what a resumed run compares
     infilling: Infilling | None = None  # how some sequences are written with a middle
+    methods: int = 0  # examples among those of `train`: --method_fraction
 
     def highest_token(self) -> int:
         """Return the highest number of a token that the model will read."""
@@ -112,6 +114,8 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
     if pieces:
         add_pieces(found, args, pieces, data["validation"])
         check_room(found, args, context)
+    if args.method_fraction:
+        add_methods(found, args, tokenizer, files and files["train"])
     if args.replay_dataset:
         add_replay(found, args, tokenizer, default_replay_fraction)
     return found
@@ -216,6 +220,21 @@ def encode_validation(args: argparse.Namespace, tokenizer: Any, pairs: Any,
     length = max(args.max_length, args.sequence_tokens)
     return encode_examples(tokenizer, contexts, completions, length,
                            ends_of(args, cuts)), {ONE_CHUNK: one_chunk}
+
+
+def add_methods(data: Data, args: argparse.Namespace, tokenizer: Any, files: Any) -> None:
+    """Add methods to what is learned, --method_fraction of all but what is replayed."""
+    methods = None if files is None else load_methods(args.dataset, "train")
+    if methods is None:
+        raise PipelineError(f"--method_fraction: {args.dataset} holds no methods; run preprocess_data.py "
+                            "again, with a grammar for its language, or leave it out")
+    number = max(1, round(len(data.train) * args.method_fraction / (1 - args.method_fraction)))
+    if number > len(methods):
+        note(f"--method_fraction {args.method_fraction}: {number} methods are asked for, and {args.dataset} "
+             f"has {len(methods)}")
+    found = method_examples(tokenizer, methods, files, number, args.sequence_tokens, args.seed)
+    data.methods = len(found)
+    data.train = data.train.followed_by(found)
 
 
 def add_replay(data: Data, args: argparse.Namespace, tokenizer: Any, default_fraction: float) -> None:

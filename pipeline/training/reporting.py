@@ -138,6 +138,8 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
                  f"{' '.join(written.tokens)})")
     if data.with_pieces:
         what += f" ({data.with_pieces:,} of them behind pieces of other files)"
+    if data.methods:
+        what += f", {data.methods:,} of them methods"
     if processes > 1:
         device = f"{processes} times {device}"
     print(f"device: {device}, {precision}, base model in {base}; at most {trainer.tokens_per_batch:,} tokens "
@@ -152,6 +154,7 @@ def count(model: Any, data: Data) -> dict[str, int]:
     """Return the numbers of examples and of trainable parameters, for the manifest."""
     middles = data.infilling.kinds if data.infilling else {}
     return {"train_examples": len(data.train), "validation_examples": len(data.validation),
+            "method_examples": data.methods,
             "replay_validation_examples": len(data.also.get(REPLAY, ())),
             "train_examples_behind_pieces": data.with_pieces,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
