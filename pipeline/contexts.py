@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.syntax import extension_of
+
 CHARACTERS_A_TOKEN = 4  # of source code, about: where the search for the beginning of a context starts
 
 
@@ -28,13 +30,20 @@ class FileTexts:
         self.files = files
         self.rows = {line: row for row, line in enumerate(files["source_line"][:])}
 
+    def text(self, source_line: int) -> str | None:
+        """Return the text of the file that a line of the raw file became, or None where it is not there."""
+        row = self.rows.get(source_line)
+        return None if row is None else self.files[row]["text"]
+
+    def extension(self, source_line: int) -> str:
+        """Return the extension of the file that a line of the raw file was; Kotlin's where nobody knows."""
+        named = "path" in self.files.column_names
+        return extension_of(self.files[self.rows[source_line]]["path"] if named else None)
+
     def cut(self, source_line: int, start: int, prompt: str, completion: str) -> Cut | None:
         """Return the pair's cut, or None where the file is not there or does not hold the pair."""
-        row = self.rows.get(source_line)
-        if row is None:
-            return None
-        text, end = self.files[row]["text"], start + len(prompt) + len(completion)
-        if text[start:end] != prompt + completion:
+        text, end = self.text(source_line), start + len(prompt) + len(completion)
+        if text is None or text[start:end] != prompt + completion:
             return None
         return Cut(text[:start + len(prompt)], end == len(text), text[end:])
 

@@ -10,6 +10,7 @@ import tiny_models
 import torch
 
 import benchmarking
+from pipeline.evaluation.braces import BlockEnd, block_end
 from pipeline.evaluation.rows import unsealed_row
 from pipeline.evaluation.tasks import Example, Task, first_line, fold_white_space
 from pipeline.tokenizers import encode_prompts
@@ -30,9 +31,11 @@ def run_stage(folders: SimpleNamespace, output: Path, *more: object) -> dict[str
     return json.loads((output / "metrics.json").read_text())
 
 
-def with_files(folders: SimpleNamespace, folder: Path, test: int = 6) -> SimpleNamespace:
+def with_files(folders: SimpleNamespace, folder: Path, test: int = 6,
+               methods: bool = False) -> SimpleNamespace:
     """Return the folders with another data set, saved to `folder`: with whole files, of three pairs each."""
-    data = tiny_models.save_dataset(folder, test=test, chunk_tokens=12, files=True, pairs_per_file=3)
+    data = tiny_models.save_dataset(folder, test=test, chunk_tokens=12, files=True, pairs_per_file=3,
+                                    methods=methods)
     return SimpleNamespace(**vars(folders) | {"data": data})
 
 
@@ -67,6 +70,11 @@ def predictions(output: Path) -> dict[str, list[dict[str, Any]]]:
 def free_task(budget: int, end: Any = lambda text: None) -> Task:
     """Return a task whose predictions go on to an end token or the budget, or to where `end` stops them."""
     return Task("Free", [], budget, fold_white_space, end)
+
+
+def block_task(budget: int) -> Task:
+    """Return a task whose predictions go on to the brace that closes their block."""
+    return Task("Free", [], budget, fold_white_space, block_end, stop_rule=BlockEnd)
 
 
 def prompts(number: int = 5) -> list[list[int]]:

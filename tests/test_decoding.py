@@ -4,13 +4,14 @@ from collections import Counter
 import pytest
 import tiny_models
 import torch
-from evaluation_runs import free_task, prompts, written_alone
+from evaluation_runs import block_task, free_task, prompts, written_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import decoding
-from pipeline.evaluation.decoding import Continuation, generate_batch, plan_batches
+from pipeline.evaluation.braces import block_end
+from pipeline.evaluation.decoding import Continuation, generate_batch, plan_batches, tokens_with
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,6 +70,37 @@ def test_the_stop_rule_sees_the_whole_text_at_every_token(tokens: list[int]) -> 
     assert written.add(0)
     # the end token is not counted
     assert written.result() == {"text": seen[-1], "tokens": number, "ended": True}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.integers(1, 300), st.sampled_from(["{", "}", '"', '"""', "${", "//", "☃}", "é"])
+                          ), max_size=40))
+def test_a_block_ends_with_the_token_that_closes_it(pieces: list[int | str]) -> None:
+    """A method runs on behind its brace, because the token that closes it holds more than that, or a part of
+    a character; or it ends before."""
+    tokenizer = tiny_models.make_tokenizer()
+    tokens = [token for piece in pieces
+              for token in ([piece] if isinstance(piece, int) else tokenizer(piece)["input_ids"])]
+    written = Continuation(tokenizer, block_task(100), {0}, [])
+    for number, token in enumerate(tokens, start=1):
+        over = written.add(token)
+        text = tokenizer.decode(tokens[:number], skip_special_tokens=True)
+        assert over == (block_end(text.rstrip("\ufffd")) is not None)
+        if over:
+            assert written.result() == {"text": text[:block_end(text)], "tokens": number, "ended": True}
+            return
+    assert not written.ended
+
+
+def test_tokens_that_hold_a_brace() -> None:
+    """The token that closes a method is passed over, and the method goes on to its budget."""
+    tokenizer = tiny_models.make_tokenizer()
+    found = tokens_with(tokenizer, "}")
+    assert found == {number for number in range(len(tokenizer)) if "}" in tokenizer.decode([number])}
+    assert found
+    bytes_too = tiny_models.make_tokenizer.__wrapped__()
+    bytes_too.get_vocab = lambda: {"<0x7D>": 3, "▁}": 4, "a": 5}
+    assert tokens_with(bytes_too, "}") == {3, 4}
 
 
 def test_a_prompt_longer_than_the_context_loses_its_beginning() -> None:

@@ -56,7 +56,7 @@ def test_time_grows_with_contexts_and_the_budget(base: ModelSource, monkeypatch:
                                  (([0], 100), ([0, 512], 100), ([0, 4096], 100), ([0, 512], 400)))
     assert chunk < both < budget < long
     size = parameters(base)
-    assert both - chunk == pytest.approx(2 * 2 * 612 * 2 * size / (planning.EFFICIENCY * 1e9))
+    assert both - chunk == pytest.approx(2 * 2 * (612 + 512) * 2 * size / (planning.EFFICIENCY * 1e9))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

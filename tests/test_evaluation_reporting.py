@@ -23,6 +23,7 @@ from pipeline.evaluation.scores import (
     LOSS_BYTE,
     NEXT_LINE,
     NEXT_LINE_SIMILARITY,
+    PARSES,
     SHOWN,
     Scores,
 )
@@ -45,7 +46,7 @@ def test_table_fits_a_terminal_of_100_columns(tmp_path: Path, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     table = lines[:next(i for i, line in enumerate(lines) if line.startswith("base: b"))]
     assert sum("37.53 [33.61, 42.53]" in line and "-25.19 [-30.12, -20.45]" in line
-               for line in table) == 7 * len(SETS)
+               for line in table) == 8 * len(SETS)
     assert sum("most similar training completion 37.53 [33.61, 42.53]" in line
                for line in table) == len(SETS)
     assert max(map(len, table)) <= 100
@@ -84,6 +85,7 @@ def test_a_model_that_does_not_beat_a_baseline_is_marked() -> None:
     """A model that is no better than copying its prompt passes for a good one, or a good one for a bad
     one."""
     task, copied = task_of(WORDS, prompts=WORDS), list(WORDS)
+    texts = [score for score in JUDGED if score not in (PARSES, LOSS)]  # scores of texts alone
     good, bad = Scores(task, [f"{word} z" for word in WORDS]), Scores(task, ["q"] * 60)
     baselines = against_baselines(task_of(WORDS, prompts=["zz"] * 60), [bad, good], None, 0)
     assert baselines["nothing"]["scores"]["edit similarity"]["value"] == 0
@@ -93,13 +95,13 @@ def test_a_model_that_does_not_beat_a_baseline_is_marked() -> None:
     told = re.compile(r'the (.*) on Kotlin does not significantly beat "(.*?)" in (.*)')
     assert [told.findall(note)[0] for note in marked] == [
         ("base model", "nothing", f"{NEXT_LINE}, {NEXT_LINE_SIMILARITY}, edit similarity, chrF"),
-        ("base model", "the line before", ", ".join(JUDGED[:-1])),
-        ("base model", "the prompt's last 1 line", ", ".join(JUDGED[:-1])),
+        ("base model", "the line before", ", ".join(texts)),
+        ("base model", "the prompt's last 1 line", ", ".join(texts)),
         ("fine-tuned model", "nothing", NEXT_LINE), ("fine-tuned model", "the line before", NEXT_LINE),
         ("fine-tuned model", "the prompt's last 1 line", NEXT_LINE)]
     metrics["sets"]["Kotlin"]["baselines"] = against_baselines(task, [Scores(task, copied), good], None, 0)
     assert ("NOT BETTER: the fine-tuned model on Kotlin does not significantly beat \"the prompt's last 1 "
-            f"line\" in {', '.join(JUDGED[:-1])}") in make_notes(metrics)
+            f"line\" in {', '.join(texts)}") in make_notes(metrics)
     assert any("no train split" in note for note in make_notes(metrics))
 
 

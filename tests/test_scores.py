@@ -17,6 +17,7 @@ from pipeline.evaluation.scores import (
     LOSS_BYTE,
     NEXT_LINE,
     NEXT_LINE_SIMILARITY,
+    PARSES,
     Scores,
     compare,
     edit_similarity,
@@ -66,8 +67,8 @@ def test_loss_and_length_are_compared_as_the_scores_are() -> None:
     that won."""
     task, nats = task_of(WORDS), np.arange(60) % 7 + 1.0
     lengths, ended = [len(word) for word in WORDS], [i % 4 == 0 for i in range(60)]
-    base = Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)), ended)
-    tuned = Scores(task, WORDS, [n + 3 for n in lengths], list(zip(nats, lengths, strict=True)), ended)
+    base = Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)), ended, ended)
+    tuned = Scores(task, WORDS, [n + 3 for n in lengths], list(zip(nats, lengths, strict=True)), ended, ended)
     cells = compare(base, tuned, 0)
     assert set(cells) == set(Scores.NAMES)
     assert cells[LOSS]["base"] == pytest.approx(2 * nats.sum() / sum(lengths), abs=1e-4)
@@ -76,7 +77,8 @@ def test_loss_and_length_are_compared_as_the_scores_are() -> None:
     assert cells[LOSS]["p"] < 0.01
     assert [name for name, cell in cells.items() if cell["lower_is_better"]] == [LOSS, LOSS_BYTE]
     assert cells[LENGTH]["difference"] == 3
-    same = compare(base, Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)), ended), 0)
+    again = Scores(task, WORDS, lengths, list(zip(nats * 2, lengths, strict=True)), ended, ended)
+    same = compare(base, again, 0)
     assert all(cell["difference"] == 0 and cell["p"] == 1 for cell in same.values())
 
 
@@ -85,7 +87,7 @@ def test_a_score_that_one_side_lacks_is_left_out() -> None:
     task, lengths = task_of(WORDS), [len(word) for word in WORDS]
     whole = Scores(task, WORDS, lengths, [(1.0, 2)] * 60, [True] * 60)
     cells = compare(Scores(task, [""] * 60), whole, 0)
-    assert set(cells) == set(Scores.NAMES) - {LOSS, LOSS_BYTE, ENDED, LENGTH}
+    assert set(cells) == set(Scores.NAMES) - {LOSS, LOSS_BYTE, PARSES, ENDED, LENGTH}
     assert "NaN" not in json.dumps(cells)
 
 
@@ -132,13 +134,13 @@ def simulated(generator: np.random.Generator, effect: float, groups: int = 50) -
     """Return the sums of two models whose true edit similarities are 50 and 50 + effect; files share their
     difficulty."""
     sizes = generator.integers(1, 6, size=groups)
-    base, tuned = np.zeros((groups, 20 + 18)), np.zeros((groups, 20 + 18))  # chrF has 18
+    base, tuned = np.zeros((groups, 22 + 18)), np.zeros((groups, 22 + 18))  # chrF has 18
     for table, shift in ((base, 0.0), (tuned, effect)):
         table[:, 0] = sizes
         of_files = 50 + shift + generator.normal(0, 5, groups)
         table[:, 3] = sizes * of_files + np.sqrt(sizes) * generator.normal(0, 10, groups)
-        table[:, 10:14], table[:, 14:18] = sizes[:, None], 2.0 * sizes[:, None]
-        table[:, 18:20] = 5.0 * sizes[:, None]
+        table[:, 12:16], table[:, 16:20] = sizes[:, None], 2.0 * sizes[:, None]
+        table[:, 20:22] = 5.0 * sizes[:, None]
     return [SimpleNamespace(sums=base), SimpleNamespace(sums=tuned)]
 
 

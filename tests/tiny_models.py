@@ -104,17 +104,19 @@ def examples(number: int, seed: int) -> list[tuple[str, str]]:
 
 
 def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int = 6,
-                 chunk_tokens: int | None = None, files: bool = False, pairs_per_file: int = 2) -> Path:
+                 chunk_tokens: int | None = None, files: bool = False, pairs_per_file: int = 2,
+                 methods: bool = False) -> Path:
     """Save a data set of prompts and completions as preprocess_data.py does, and return its folder.
 
     `chunk_tokens`: also write a manifest that gives this length of a chunk.  `files`: also write the whole
     files, of `pairs_per_file` pairs one behind the other, and where in them each prompt begins (`start`).
+    `methods`: also write the methods, of which each pair is one.
     """
     from datasets import Dataset, DatasetDict
 
     from pipeline.preparation.writing import EXAMPLE, FILE
 
-    splits, texts = {}, {}
+    splits, texts, found = {}, {}, {}
     for seed, (name, number) in enumerate((("train", train), ("validation", validation), ("test", test))):
         pairs = examples(number, seed)
         columns = {"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs],
@@ -128,6 +130,12 @@ def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int =
                 "license_file": [None] * len(lines)}
         texts[name] = Dataset.from_dict(rows, features=FILE)
         splits[name] = Dataset.from_dict(columns, features=EXAMPLE)
+        begun = [{"signature": piece[:piece.index("{") + 1], "docstring": "", "start": start,
+                  "body": piece[piece.index("{") + 1:].rstrip("\n"), "source_line": line}
+                 for piece, start, line in zip(pieces, columns["start"], columns["source_line"], strict=True)]
+        found[name] = Dataset.from_list(begun)
+    if methods:
+        DatasetDict(found).save_to_disk(str(folder / "methods"))
     if files:
         DatasetDict(texts).save_to_disk(str(folder / "files"))
     else:

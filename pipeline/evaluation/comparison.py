@@ -11,14 +11,16 @@ import sacrebleu
 import torch
 import transformers
 
-from pipeline.datasets import load_examples
+from pipeline.datasets import load_examples, load_methods
 from pipeline.evaluation.baselines import against_baselines
 from pipeline.evaluation.candidates import ModelSource, load_model
 from pipeline.evaluation.losses import reference_losses
+from pipeline.evaluation.methods import METHODS
 from pipeline.evaluation.middles import task_of
+from pipeline.evaluation.parsing import parses
 from pipeline.evaluation.predictions import predict, prediction_header
 from pipeline.evaluation.processes import Processes
-from pipeline.evaluation.scores import LOSS, Scores, compare
+from pipeline.evaluation.scores import LOSS, PARSES, Scores, compare
 from pipeline.evaluation.tasks import Task
 from pipeline.evaluation.vllm import VLLM_PROMPTS, generate_with_vllm, load_vllm
 from pipeline.models import release_memory
@@ -96,6 +98,17 @@ def summarize_change(change: np.ndarray) -> dict[str, Any]:
                                   strict=True))}
 
 
+def train_split(task: Task, dataset: str) -> Any:
+    """Return what a training set has of the kind that a task asks for, as prompts and completions, or
+    None."""
+    if task.name.startswith(METHODS):
+        methods = load_methods(dataset, "train")
+        return methods and methods.rename_columns({"signature": "prompt", "body": "completion"})
+    if task.name.startswith("Kotlin"):
+        return load_examples(dataset, (), verify=False, optional=("train",)).get("train")
+    return None
+
+
 def with_parts(tasks: list[Task], *found: dict[tuple[int, str], list]) -> list[Task]:
     """Return the tasks, each followed by its parts as tasks of their own; what was `found` of a task, by
     model and name, is filled in for its parts."""
@@ -103,7 +116,8 @@ def with_parts(tasks: list[Task], *found: dict[tuple[int, str], list]) -> list[T
     for task in tasks:
         every.append(task)
         for name, places in task.parts.items():
-            every.append(replace(task, name=name, examples=[task.examples[i] for i in places], parts={}))
+            every.append(replace(task, name=name, examples=[task.examples[i] for i in places], parts={},
+                                 asked=[]))
             for results in found:
                 for which in (0, 1):
                     results[which, name] = [results[which, task.name][i] for i in places]
@@ -123,24 +137,27 @@ def score_set(task: Task, predictions: list[list[str]], ended: list[list[bool]],
                                               split_special_tokens=True)["input_ids"]]
 
     same = tokenizer_identity(tokenizers[0]) == tokenizer_identity(tokenizers[1])
+    completions = [example.completion for example in task.examples]
+    *parsed, of_references = parses(task, [*predictions, completions],
+                                    [*ended, [bool(example.ends) for example in task.examples]])
     models = [Scores(task, texts, lengths(tokenizer, texts) if same else None,
-                     nats if same else [(nats, np.nan) for nats, _ in nats], ends)
-              for texts, ends, nats, tokenizer in zip(predictions, ended, losses, tokenizers, strict=True)]
+                     nats if same else [(nats, np.nan) for nats, _ in nats], ends, found)
+              for texts, ends, nats, tokenizer, found in zip(predictions, ended, losses, tokenizers, parsed,
+                                                             strict=True)]
     cells, change = compare(*models, args.seed), models[1].similarity - models[0].similarity
-    references = lengths(tokenizers[0], [example.completion for example in task.examples])
+    references = lengths(tokenizers[0], completions)
     entry = {"examples": len(task.examples), "signature": signature(task, args, precision, same),
              "scores": cells, "reference_length": round(float(np.mean(references)), 4),
              "change": summarize_change(change)}
     ends = [example.ends for example in task.examples]
     if None not in ends:
         entry["reference_ended"] = round(100 * float(np.mean(ends)), 4)
+    if PARSES in cells:
+        known = [found for found in of_references if found is not None]
+        entry["reference_parses"] = round(100 * float(np.mean(known)), 4)
     if LOSS in cells:
         entry["perplexity"] = {key: np.exp(cells[LOSS][key]).round(4).tolist()
                                for key in ("base", "base_interval", "fine_tuned", "fine_tuned_interval")}
     if args.baselines:
-        kotlin = task.name.startswith("Kotlin")
-        train = None
-        if kotlin:
-            train = load_examples(args.dataset, (), verify=False, optional=("train",)).get("train")
-        entry["baselines"] = against_baselines(task, models, train, args.seed)
+        entry["baselines"] = against_baselines(task, models, train_split(task, args.dataset), args.seed)
     return entry, change

@@ -1,5 +1,6 @@
 """Batched greedy decoding."""
 import contextlib
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,11 @@ class Continuation:
     settled: int = 0  # tokens from here on may end in the middle of a character
     # tokens from here to `settled` are decoded again, for tokenizers that drop a space at the beginning
     context: int = 0
+    taken: int = 0  # characters that `rule` has taken
+
+    def __post_init__(self) -> None:
+        self.rule = self.task.stop_rule() if self.task.stop_rule else None
+        self.closing = tokens_with(self.tokenizer, self.rule.LAST) if self.rule else frozenset()
 
     def add(self, token: int) -> bool:
         """Take the next token; return whether this is over: an end token, the stop rule or the budget."""
@@ -49,9 +55,19 @@ class Continuation:
             self.ended = True
         else:
             self.tokens.append(token)
-            end_of_prediction = self.task.end_of_prediction
-            self.ended = bool(end_of_prediction) and end_of_prediction(self._text_so_far()) is not None
+            self.ended = self._stops(token)
         return self.ended or len(self.tokens) >= self.task.max_new_tokens
+
+    def _stops(self, token: int) -> bool:
+        """Return whether the task's rule finds the end in the text up to `token`, the last."""
+        end_of_prediction = self.task.end_of_prediction
+        if self.rule is None:
+            return bool(end_of_prediction) and end_of_prediction(self._text_so_far()) is not None
+        if token not in self.closing:  # nothing is decoded until it can matter
+            return False
+        whole = self._text_so_far().rstrip("\ufffd")  # what may become another character waits
+        piece, self.taken = whole[self.taken:], max(self.taken, len(whole))
+        return self.rule.feed(piece) is not None
 
     def _text_so_far(self) -> str:
         """Return the text of all tokens; only the last few are decoded."""
@@ -66,6 +82,15 @@ class Continuation:
         text = decode_behind(self.tokenizer, self.prompt, self.tokens)
         end = self.task.end_of_prediction(text) if self.task.end_of_prediction else None
         return {"text": text[:end], "tokens": len(self.tokens), "ended": self.ended}
+
+
+@functools.lru_cache(maxsize=4)
+def tokens_with(tokenizer: Any, character: str) -> frozenset[int]:
+    """Return the tokens whose text holds an ASCII character, which no token holds a part of."""
+    tokens = tokenizer.get_vocab()
+    found = frozenset(number for token, number in tokens.items() if character in token)
+    # of a byte, where a vocabulary has such tokens
+    return found | {tokens[name] for name in [f"<0x{ord(character):02X}>"] if name in tokens}
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

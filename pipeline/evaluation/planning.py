@@ -32,7 +32,8 @@ def seconds_an_example(base: ModelSource, context_tokens: list[int], chunk_token
     A text and the loss of its reference are 2 FLOP a parameter and token (Kaplan et al. 2020), of the prompt
     and of the budget.
     """
-    sets = [PROMPT_TOKENS + CODEXGLUE_MAX_NEW_TOKENS // 2,
+    sets = [PROMPT_TOKENS + CODEXGLUE_MAX_NEW_TOKENS // 2,  # and of the methods in Kotlin, behind the longest
+            max(context_tokens) + PROMPT_TOKENS + CODEXGLUE_MAX_NEW_TOKENS // 2,
             *((c or chunk_tokens) + chunk_tokens for c in context_tokens)]
     return 2 * 2 * sum(sets) * 2 * parameters(base) / (EFFICIENCY * product_rate(precision))
 

@@ -18,6 +18,7 @@ from pipeline.evaluation.scores import (
     LOWER_IS_BETTER,
     NEXT_LINE,
     NEXT_LINE_SIMILARITY,
+    PARSES,
     RESAMPLES,
     SHOWN,
     SIGNIFICANT,
@@ -100,6 +101,11 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
               "verbatim, white space aside, in the pieces before it; "
               + ("the set without them is shown too" if entry["in_pieces"] else "all are shown")
               for name, entry in metrics["sets"].items() if "in_pieces" in entry]
+    notes += [f"{name}: {entry['reference_parses']:.1f} % of the references leave a file that \"{PARSES}\""
+              for name, entry in metrics["sets"].items() if "reference_parses" in entry]
+    unparsed = [name for name, entry in metrics["sets"].items() if PARSES not in entry["scores"]]
+    if unparsed:
+        notes.append(f'no "{PARSES}" of {", ".join(unparsed)}: without whole files, or a grammar for them')
     if any(entry.get("baselines") for entry in metrics["sets"].values()):
         notes.append("trivial baselines: the line before; as many last lines of the prompt as the median "
                      "reference has; the completion of the training prompt with the largest Jaccard index of "

@@ -15,8 +15,9 @@ NEXT_LINE, NEXT_LINE_SIMILARITY = "next line exact, %", "next line similarity"
 LOSS = "loss, nats a token"  # of the reference behind its prompt; its exponential is the perplexity
 LOSS_BYTE = "loss, nats a byte"  # the same; what alone can be compared where the tokenizers differ
 ENDED = "ended by itself, %"  # of the predictions, before their budget; neither more nor less is better
+PARSES = "still parses, %"  # of the predictions: the file up to the cursor, without a new error
 LENGTH = "mean length, tokens"  # of the predictions
-JUDGED = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "BLEU", "chrF", LOSS)
+JUDGED = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "BLEU", "chrF", PARSES, LOSS)
 SHOWN = (*JUDGED, ENDED)  # in the table that is printed
 LOWER_IS_BETTER = {LOSS, LOSS_BYTE}
 
@@ -31,13 +32,14 @@ class Scores:
 
     Every score is a function of sums over examples; the sums are kept for each group (source file), because
     examples of one file are not independent.  Without `lengths` (tokens of the predictions), `losses` (nats
-    and tokens of the references) or `ended` the scores that need them are NaN.
+    and tokens of the references), `ended` or `parses` (None: not known) the scores that need them are NaN.
     """
     NAMES = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "edit similarity, unrounded", "BLEU", "chrF",
-             LOSS, LOSS_BYTE, ENDED, LENGTH)
+             LOSS, LOSS_BYTE, PARSES, ENDED, LENGTH)
 
     def __init__(self, task: Task, predictions: list[str], lengths: list[int] | None = None,
-                 losses: list[tuple[float, int]] | None = None, ended: list[bool] | None = None):
+                 losses: list[tuple[float, int]] | None = None, ended: list[bool] | None = None,
+                 parses: list[bool | None] | None = None):
         references = [example.reference for example in task.examples]
         normalized = [task.normalize(prediction) for prediction in predictions]
         lines = [(example.first_line, first_line(prediction, task.normalize, task.lines))
@@ -51,7 +53,10 @@ class Scores:
                  self.similarity.round(), self.similarity,
                  missing if ended is None else [100.0 * end for end in ended],
                  missing if lengths is None else lengths]
+        parses = [None] * len(references) if parses is None else parses
         columns = np.column_stack([np.ones(len(references)), *means, nats, tokens,
+                                   [100.0 * (found is True) for found in parses],
+                                   [found is not None for found in parses],
                                    [len(example.completion.encode()) for example in task.examples],
                                    corpus_statistics(references, normalized),
                                    chrf_statistics(references, normalized)])
@@ -63,13 +68,13 @@ class Scores:
     def of(sums: np.ndarray) -> np.ndarray:
         """Return (..., scores) in the order of NAMES for (..., columns) sums."""
         exact, line, rounded, similarity, ended, length = np.moveaxis(sums[..., 1:7] / sums[..., :1], -1, 0)
-        nats, tokens, size = (sums[..., column] for column in (7, 8, 9))
-        a_token, a_byte = (np.divide(nats, number, out=np.full_like(nats, np.nan), where=number > 0)
-                           for number in (tokens, size))
-        bleu = bleu_of_sums(sums[..., 10:20])
-        chrf = chrf_of_sums(sums[..., 20:])
-        return np.stack([exact, line, rounded, similarity, bleu, chrf, a_token, a_byte, ended, length],
-                        axis=-1)
+        nats, tokens, parses, known, size = (sums[..., column] for column in range(7, 12))
+        a_token, a_byte, parsed = (np.divide(sum_, number, out=np.full_like(nats, np.nan), where=number > 0)
+                                   for sum_, number in ((nats, tokens), (nats, size), (parses, known)))
+        bleu = bleu_of_sums(sums[..., 12:22])
+        chrf = chrf_of_sums(sums[..., 22:])
+        return np.stack([exact, line, rounded, similarity, bleu, chrf, a_token, a_byte, parsed, ended,
+                         length], axis=-1)
 
 
 def bootstrap_sums(tables: list[np.ndarray], seed: int) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.codexglue import codexglue_task
+from pipeline.evaluation.methods import methods_task
 from pipeline.evaluation.middles import infilling_task
 from pipeline.evaluation.planning import choose_sample
 from pipeline.evaluation.processes import ALONE, Processes
@@ -42,7 +43,8 @@ def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, prec
     if args.repository_tokens:
         kotlin.append(repository_task(longest, args.dataset, args.repository_tokens, form, tokenizer,
                                       args.output_dir))
-    return [codexglue_task(args.codexglue_file, sample, args.seed), *filter(None, kotlin)]
+    methods = methods_task(args.dataset, sample, args.seed, args.max_new_tokens, max(contexts), tokenizer)
+    return [codexglue_task(args.codexglue_file, sample, args.seed), *filter(None, [*kotlin, methods])]
 
 
 def fit_budgets(tasks: list[Task], sources: list[ModelSource]) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.contexts import FileTexts, contexts_of, find_cuts
 from pipeline.datasets import draw, load_examples, load_files
@@ -46,6 +46,17 @@ class Example:
     repository: str = ""
     best: str = ""  # the best piece and what follows it in its file
     in_pieces: bool = False  # whether the answer stands in a piece that is shown
+    place: tuple[int, int] | None = None  # its file, by the line of the raw file, and the cursor in it
+    head: str = ""  # what follows a context in the prompt, whatever its length
+    documented: bool = False  # of a method: whether it has documentation
+
+
+class StopRule(Protocol):
+    """Finds the end of a text that is given piece by piece."""
+    LAST: str  # the character that any end stands behind
+
+    def feed(self, piece: str) -> int | None:
+        """Take the next piece; return where in the whole text the end is, or None while it goes on."""
 
 
 @dataclass
@@ -74,6 +85,10 @@ class Task:
     parts: dict[str, list[int]] = field(default_factory=dict)
     repository_tokens: int = 0  # of pieces of the repository before the context
     twin: str = ""  # the set with the same examples without these pieces
+    # makes what finds the same end as `end_of_prediction` in a text that it is given piece by piece
+    stop_rule: Callable[[], StopRule] | None = None
+    texts: FileTexts | None = None  # of the files that the examples are from
+    file_name: str = ""  # of its predictions; that of its language where it is empty
 
 
 def first_line(text: str, normalize: Callable[[str], str],
@@ -105,7 +120,9 @@ def prompts_of(task: Task, tokenizer: Any) -> list[str]:
         return [example.chunk if task.repository_tokens else example.prompt for example in task.examples]
     if not any(known is tokenizer for known, _ in task.asked):  # some seconds of search for 500 examples
         befores = [example.before for example in task.examples]
-        task.asked.append((tokenizer, contexts_of(tokenizer, befores, task.context_tokens)))
+        contexts = contexts_of(tokenizer, befores, task.context_tokens)
+        task.asked.append((tokenizer, [context + example.head for context, example
+                                       in zip(contexts, task.examples, strict=True)]))
     return next(prompts for known, prompts in task.asked if known is tokenizer)
 
 
@@ -117,6 +134,12 @@ def prompt_ids(task: Task, tokenizer: Any) -> list[list[int]]:
     if task.put_before:
         ids = task.put_before(tokenizer, ids)
     return [prompt or [tokenizer.eos_token_id] for prompt in ids]
+
+
+def show_prompts(task: Task, tokenizer: Any) -> None:
+    """Set the prompts that are shown: those of the model with this tokenizer."""
+    for example, text in zip(task.examples, prompts_of(task, tokenizer), strict=True):
+        example.prompt = text
 
 
 def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, context_tokens: int = 0,
@@ -134,7 +157,8 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     chosen = draw(len(data), sample, seed)
     rows = data.select(chosen)[:]
     files = load_files(dataset, ("test",))
-    cuts = find_cuts(rows, files and FileTexts(files["test"]))
+    texts = files and FileTexts(files["test"])
+    cuts = find_cuts(rows, texts)
     if context_tokens and None in cuts:
         print(f"note: --dataset {dataset}: holds no whole files; asked behind one chunk alone, not behind "
               f"{context_tokens} tokens", file=sys.stderr)
@@ -142,7 +166,7 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     groups = rows.get("source_line", chosen)
     examples = [Example(str(number), prompt, fold_white_space(completion),
                         first_line(completion, fold_white_space), int(group), completion,
-                        ends=cut and cut.ends_file, chunk=prompt,
+                        ends=cut and cut.ends_file, chunk=prompt, place=cut and (int(group), len(cut.before)),
                         after=cut and cut.after[:CHARACTERS_KEPT * SUFFIX_KEPT],
                         before=cut.before[-CHARACTERS_KEPT * context_tokens:] if context_tokens else "")
                 for number, prompt, completion, group, cut
@@ -155,10 +179,9 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
         name, prompt = f"Kotlin, {context_tokens} tokens of context", f"{context_tokens} tokens of the file"
     task = Task(name, examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
                 {"data_hash": digest.hexdigest(), "prompt": prompt, "stop": "end of text"},
-                Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens)
+                Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens, texts=texts)
     if context_tokens:
         befores = json.dumps([example.before for example in examples])
         task.settings["context_hash"] = hashlib.sha256(befores.encode()).hexdigest()
-        for example, text in zip(examples, prompts_of(task, tokenizer), strict=True):
-            example.prompt = text
+        show_prompts(task, tokenizer)
     return task
