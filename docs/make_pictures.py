@@ -39,7 +39,8 @@ def read_table(text: str) -> dict[str, dict[str, tuple[Score, Score]]]:
 
 def draw(table: dict[str, dict[str, tuple[Score, Score]]], file: Path) -> None:
     """Draw the scores as groups of two bars, a group a set."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    tall = max(map(len, table.values())) > 3
+    figure = Figure(figsize=(10, 4.2 if tall else 3.2), layout="constrained")
     for axis, (score, sets) in zip(figure.subplots(1, len(SCORES)), table.items(), strict=True):
         for which, (label, color) in enumerate(MODELS):
             values, lows, highs = zip(*(pair[which] for pair in sets.values()), strict=True)
@@ -47,8 +48,11 @@ def draw(table: dict[str, dict[str, tuple[Score, Score]]], file: Path) -> None:
                       [max(0, high - value) for value, high in zip(values, highs, strict=True)]]
             places = [group + (which - 0.5) * 0.38 for group in range(len(sets))]
             axis.bar(places, values, 0.36, yerr=errors, capsize=3, color=color, label=label)
-        names = [name.replace(", n=", ",\nn=").replace(" tokens of context", " tokens") for name in sets]
-        axis.set_xticks(range(len(sets)), names, fontsize=7)
+        tilted = len(sets) > 3  # more do not fit side by side
+        names = [name.replace(", n=", " n=" if tilted else ",\nn=").replace(" tokens of context", " tokens")
+                 for name in sets]
+        tilt = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if tilted else {}
+        axis.set_xticks(range(len(sets)), names, fontsize=7, **tilt)
         axis.set_title(SCORES[score], fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
