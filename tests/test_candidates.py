@@ -23,7 +23,7 @@ def test_an_adapter_predicts_what_its_merge_does(folders: SimpleNamespace, tmp_p
                         for file, rows in predictions(tmp_path / name).items()}
                        for name in ("merged", "adapter"))
     assert len(merged) == len(adapter) == 4
-    pairs = [(a, b) for task in ("CodeXGLUE (Python)", "Kotlin")
+    pairs = [(a, b) for task in ("Python stand-in", "Kotlin")
              for key in merged if "merged" in key and key.endswith(task)
              for other in adapter if "adapter" in other and other.endswith(task)
              for a, b in zip(merged[key], adapter[other], strict=True)]
