@@ -76,6 +76,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in files if not (page.parent / link).exists()] == []
 
 
+def test_every_page_is_linked() -> None:
+    """A page of docs/ is there, and no reader of the README finds it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [page.name for page in PAGES if page.parent.name == "docs"]
+    assert [name for name in pages if f"(docs/{name})" not in readme] == []
+
+
 def test_the_list_of_flags_is_whole() -> None:
     """A reader of docs/flags.md misses a flag, or believes a default of another time."""
     spec = importlib.util.spec_from_file_location("make_flags", ROOT / "docs" / "make_flags.py")
