@@ -39,6 +39,7 @@ def _fuse_embedding(layer: Any) -> None:
 
 def _fuse_head(layer: Any) -> None:
     peft_forward, base = layer.forward, layer.get_base_layer()
+    columns_on: dict[Any, Any] = {}  # by device: brought there once, as no call is to wait for it
 
     def forward(x: Any) -> Any:
         if layer.disable_adapters or layer.merged:
@@ -46,7 +47,10 @@ def _fuse_head(layer: Any) -> None:
         [name] = layer.active_adapters
         rows = layer.trainable_tokens_delta[name]
         logits = base(x)
-        columns = torch.tensor(layer.token_indices[name], device=logits.device)
+        if logits.device not in columns_on:
+            with torch.inference_mode(False):  # a tensor made within could not be learned with later
+                columns_on[logits.device] = torch.tensor(layer.token_indices[name], device=logits.device)
+        columns = columns_on[logits.device]
         own = torch.nn.functional.linear(x, rows.to(x.dtype)).to(logits.dtype)
         return logits.index_copy_(-1, columns, own)
 
