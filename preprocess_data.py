@@ -9,16 +9,19 @@ Writes  data/kotlin_prepared_dataset/          train, validation, test: {"prompt
                                                their grammar finds them: {"signature", "docstring", "body",
                                                "source_line", "start", "path"}; and as SPLIT.jsonl in
                                                CodeXGLUE's fields
+        data/kotlin_prepared_dataset/dropped.jsonl     each file that was dropped or cut, and why
 
-A file loses its copyright comment, is dropped where it is too short, generated, or a near-duplicate of
-another, and is cut into chunks of at most --chunk_tokens tokens, each at the best place near its end.  An
-example is a prompt of one chunk and, as its completion, the chunk that follows it; in train the window slides
-by --stride_tokens, in validation and test by a whole chunk, so that each position is evaluated once.  Splits
-are made by file and by cluster of near-duplicates, from a hash of the content and the seed: no file is on two
-sides, and adding a file moves no other.
+A file loses its copyright comments, is dropped where it is too short, generated, repeats itself, or is a
+near-duplicate of another, and is cut into chunks of at most --chunk_tokens tokens, each at the best place
+near its end.  An example is a prompt of one chunk and, as its completion, the chunk that follows it; in train
+the window slides by --stride_tokens, in validation and test by a whole chunk, so that each position is
+evaluated once.  Splits are made by file and by family of files that are much alike, from a hash of the
+content and the seed: no file is on two sides.  A file that is added can move others, to a test of the same
+size; --keep_splits moves none.
 
-Memory: one batch of files for each process, and 1.2 kB for each file and method (its MinHash); nothing grows
-with the number of examples.  Time: linear in the size of the input, divided by the number of cores.
+Memory: half a megabyte of text or one file for each process, and 1.5 kB for each file and method (its
+MinHash); nothing grows with the number of examples.  Time: linear in the size of the input, divided by the
+number of cores.
 
 Run:    python preprocess_data.py
 Quick:  python preprocess_data.py --limit 200
@@ -26,12 +29,14 @@ Quick:  python preprocess_data.py --limit 200
 import argparse
 import os
 import shutil
+import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, looks_like_path
 from pipeline.files import (
     atomic_folder,
     check_data_set_path,
@@ -50,9 +55,18 @@ def preprocess(args: argparse.Namespace) -> None:
     """Write the data set of --input_file to --output_dir."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
+    from pipeline.preparation.cutting import Choice
+    from pipeline.preparation.dropped import DroppedFiles
+    from pipeline.preparation.sizes import size_notes
     from pipeline.preparation.splits import assign_splits, split_by_file
     from pipeline.preparation.statistics import Statistics
-    from pipeline.preparation.workers import clean_corpus, leakage_in_spool, read_spool, worker_pool
+    from pipeline.preparation.workers import (
+        clean_corpus,
+        count_examples,
+        leakage_in_spool,
+        read_spool,
+        worker_pool,
+    )
     from pipeline.tokenizers import tokenizer_json
 
     raw_manifest = check_arguments(args)
@@ -60,50 +74,71 @@ def preprocess(args: argparse.Namespace) -> None:
     with output_lock(args.output_dir), atomic_folder(args.output_dir) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
-        with worker_pool(args, tokenizer_json(args.model_name_or_path)) as pool:
+        with (worker_pool(args, tokenizer_json(args.model_name_or_path)) as pool,
+              open(folder / "dropped.jsonl", "w", encoding="utf-8", newline="\n") as dropped_file):
             # These stand on datasets and matplotlib: a second, in which the worker processes start.
+            from pipeline.preparation.earlier import Earlier
             from pipeline.preparation.method_files import write_methods
             from pipeline.preparation.publishing import publish
             from pipeline.preparation.reporting import draw_report, report_text
             from pipeline.preparation.writing import write_data_set
 
+            earlier, dropped = Earlier(args.keep_splits), DroppedFiles(dropped_file)
             with open(scratch / "spool", "wb") as spool, open(scratch / "methods", "wb") as methods:
-                digests, signatures = clean_corpus(args, pool, spool, methods, counts)
-            if not digests:
+                corpus, places = clean_corpus(args, pool, spool, methods, counts, dropped, earlier.side_of)
+            if not corpus.digests:
                 raise PipelineError(f"{args.input_file}: no file can serve "
                                     f"({describe(counts) or 'it is empty'}); check it, "
                                     "or the --keep_ switches")
-            splits, dropped = assign_splits(digests, signatures, args)
-            counts.update({f"dropped, {reason}": number for reason, number in dropped.items()})
-            ways = {"by file, duplicates kept": split_by_file(digests, args), "this data set": splits}
-            leaking = pool.submit(leakage_in_spool, scratch / "spool", ways, args.keep_large_values,
-                                  args.keep_trivial)
+            usual = Choice(args.keep_large_values, args.keep_trivial)
+            plan = assign_splits(corpus, earlier.corpus(args, pool), args,
+                                 count_examples(scratch / "spool", places, usual))
+            choice = replace(usual, seed=args.seed, caps=plan.caps)
+            ways = {"by file, duplicates kept": (split_by_file(corpus.digests, plan, args.seed), usual),
+                    "this data set": (plan.splits, choice)}
+            leaking = pool.submit(leakage_in_spool, scratch / "spool", ways)
             statistics = Statistics(args.chunk_tokens)
-            data, files = write_data_set(read_spool(scratch / "spool", len(digests)), splits, args, scratch,
-                                         counts, statistics)
+            data, files = write_data_set(read_spool(scratch / "spool", len(places)), plan, args, choice,
+                                         scratch, counts, statistics, dropped)
             drawing = pool.submit(draw_report, counts, statistics, folder / "report.png")
             data.save_to_disk(str(folder))
             files.save_to_disk(str(folder / "files"))
             if not args.no_methods:
-                write_methods(lambda name: read_spool(scratch / name, len(splits)), splits, args, scratch,
-                              folder, counts)
+                write_methods(lambda name: read_spool(scratch / name, len(places)), plan.splits, args,
+                              scratch, folder, counts)
             leakage = leaking.result()
             drawing.result()
-        (folder / "report.md").write_text(report_text(counts, statistics, leakage, data, args.seed),
-                                          encoding="utf-8")
+        notes = size_notes(*plan.sizes["test"], args.min_test_examples)
+        report = report_text(counts, statistics, leakage, data, files, found_files(raw_manifest), notes,
+                             args.seed)
+        (folder / "report.md").write_text(report, encoding="utf-8")
         del data, files
         shutil.rmtree(scratch)
-        outputs = hash_files(folder)
-        # Without state.json, which differs in every run.
-        arrow = {name: digest for name, digest in outputs.items() if name.endswith(".arrow")}
-        sources = [{key: source.get(key) for key in ("repository", "commit", "license_file", "license")}
-                   for source in (raw_manifest or {}).get("sources", [])]
-        write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(arrow),
-                       inputs={args.input_file.name: sha256_file(args.input_file)}, counts=dict(counts),
-                       leakage=leakage, sources=sources)
+        write_outputs_manifest(folder, args, raw_manifest, counts, leakage, started)
+    for note in notes:
+        print(note, file=sys.stderr)
     show_result(args, counts, leakage["this data set"]["without trivial ones"], started)
     if args.hf_repository:
         publish(args, counts, leakage)
+
+
+def write_outputs_manifest(folder: Path, args: argparse.Namespace, raw_manifest: dict[str, Any] | None,
+                           counts: Counter, leakage: dict[str, Any], started: float) -> None:
+    """Write the manifest of the data set that lies in `folder`."""
+    outputs = hash_files(folder)
+    # Without state.json, which differs in every run.
+    arrow = {name: digest for name, digest in outputs.items() if name.endswith(".arrow")}
+    sources = [{key: source.get(key) for key in ("repository", "commit", "license_file", "license")}
+               for source in (raw_manifest or {}).get("sources", [])]
+    write_manifest(folder / "manifest.json", args, outputs, started, data_hash=combined_hash(arrow),
+                   inputs={args.input_file.name: sha256_file(args.input_file)}, counts=dict(counts),
+                   leakage=leakage, sources=sources)
+
+
+def found_files(raw_manifest: dict[str, Any] | None) -> int:
+    """Return how many files stage 1 found, by the raw file's manifest; 0 where that is not known."""
+    sources = (raw_manifest or {}).get("sources", [])
+    return sum(source.get("files") or 0 for source in sources if isinstance(source, dict))
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -115,6 +150,8 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
                             "another file")
     check_replaceable(args.output_dir, "dataset_dict.json")
     check_data_set_path(args.output_dir)
+    if args.keep_splits and looks_like_path(args.keep_splits) and not Path(args.keep_splits).is_dir():
+        raise PipelineError(f"--keep_splits {args.keep_splits}: no such folder; name an earlier data set")
     if args.hf_repository:
         from pipeline.hub import check_hub_write  # 0.3 s, and only where something is to be published
 
@@ -161,12 +198,25 @@ def build_parser() -> argparse.ArgumentParser:
     add("--test_fraction", type=fraction, default=0.01, help="share of the files (default: %(default)s)")
     add("--validation_fraction", type=fraction, default=0.01,
         help="share of the files (default: %(default)s)")
+    add("--min_test_examples", type=non_negative_int, default=200,
+        help="the test, and the validation, take more of a small corpus until they have so many examples of "
+             "10 files, at most a fifth of the files (validation: a tenth); 0: the fractions alone (default: "
+             "%(default)s)")
+    add("--keep_splits", metavar="DATASET",
+        help="folder or hub name of an earlier data set: its files keep their splits, by their paths, and "
+             "what is much like one of them follows it (default: a hash decides)")
+    add("--max_examples_per_file", type=non_negative_int, default=500,
+        help="examples that one file gives to train at most, drawn with the seed; 0: all (default: "
+             "%(default)s)")
     add("--near_duplicates", choices=("drop", "keep"), default="drop",
         help="drop: one file of a cluster of near-duplicates is kept; keep: all, in one split "
              "(default: %(default)s)")
     add("--keep_copyright", action="store_true", help="leave copyright comments in place")
     add("--keep_short", action="store_true", help="keep files with fewer than two lines")
     add("--keep_generated", action="store_true", help="keep files that say that a machine generated them")
+    add("--keep_repetitive", action="store_true",
+        help="keep files that repeat themselves: their distinct runs of 5 tokens are under 10 %% of their "
+             "tokens")
     add("--keep_trivial", action="store_true",
         help="keep test examples whose completion holds nothing but imports, package lines and brackets")
     add("--keep_large_values", action="store_true",

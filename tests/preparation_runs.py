@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 FRACTIONS = ("--validation_fraction", "0.25", "--test_fraction", "0.25", "--chunk_tokens", "30",
-             "--stride_tokens", "10")
+             "--stride_tokens", "10", "--min_test_examples", "0")
 PIECES = ("fun f() {\n", "    val a = 1\n", "}\n", "\r\n", "\u3000", "𝔘", "👨‍👩‍👧", "<|endoftext|>")
 TEXTS = st.one_of(st.text(max_size=120), st.text(alphabet=" \n\t.({ab1é\U0001f600", max_size=200),
                   st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
@@ -51,6 +51,8 @@ class Prepared:
         self.lines = {split: {row[2] for row in rows} for split, rows in self.rows.items()}
         self.manifest = json.loads((folder / "manifest.json").read_bytes())
         self.counts = self.manifest["counts"]
+        self.folder = folder
+        self.dropped = [json.loads(line) for line in (folder / "dropped.jsonl").read_text().splitlines()]
 
 
 def write_raw(path: Path, texts: list[str]) -> Path:

@@ -127,8 +127,8 @@ def test_the_work_of_a_file_does_not_grow_with_their_number(kind: str,
     """A code base with thousands of copies or variants of one file takes hours."""
     draw, compared = np.random.default_rng(0), []
     alike = duplicates._alike
-    monkeypatch.setattr(duplicates, "_alike", lambda some, others: compared.append(len(some))
-                        or alike(some, others))
+    monkeypatch.setattr(duplicates, "_alike", lambda some, others, jaccard: compared.append(len(some))
+                        or alike(some, others, jaccard))
     work = []
     for number in (500, 1000, 2000):
         copies = np.repeat(draw.integers(0, 2**32, (1, PERMUTATIONS), dtype=np.uint32), number, axis=0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pipeline.preparation.cutting import CleanFile
+from pipeline.preparation.cutting import Choice, CleanFile
 from pipeline.preparation.leakage import measure_leakage
 
 
@@ -21,7 +21,7 @@ def leakage_of(files: list[CleanFile], splits: list[str | None], keep_trivial: b
     def read() -> Iterator[CleanFile]:
         return iter(files)
 
-    return measure_leakage(read, {"way": splits}, True, keep_trivial)["way"]["all"]
+    return measure_leakage(read, {"way": (splits, Choice(True, keep_trivial))})["way"]["all"]
 
 
 def test_a_copied_completion_is_reported() -> None:

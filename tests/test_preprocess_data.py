@@ -75,6 +75,37 @@ def test_filters_are_counted_and_can_be_switched_off(prepare: Callable[..., Prep
     assert any(prompt.startswith("/* Copyright") for rows in kept.examples.values() for prompt, _ in rows)
 
 
+def test_what_repeats_itself_is_dropped(prepare: Callable[..., Prepared], texts: list[str],
+                                        tmp_path: Path) -> None:
+    """Two tables among 801 files are half of what is learned."""
+    table = "val table = listOf(\n" + "    1, 2, 3, 4,\n" * 300 + ")\n"
+    rows = [{"repository": "r", "path": f"src/F{n}.kt"} for n in range(len(texts) + 2)]
+    (tmp_path / "raw.provenance.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = prepare([table, *texts, texts[3]])
+    assert data.counts["dropped, repeats itself"] == 1
+    assert data.dropped[0] == {"source_line": 1, "repository": "r", "path": "src/F0.kt", "kept_line": None,
+                               "reason": "repeats itself", "examples_left_out": 0}
+    assert data.dropped[1] == {"source_line": 42, "repository": "r", "path": "src/F41.kt", "kept_line": 5,
+                               "reason": "exact duplicate", "examples_left_out": 0}
+    kept = prepare([table, *texts], "--keep_repetitive", output="kept")
+    assert 1 in set().union(*kept.lines.values())
+
+
+def test_one_file_gives_so_many_examples(prepare: Callable[..., Prepared], texts: list[str],
+                                         kotlin_file: Callable[[int], str]) -> None:
+    """A single file is half of what is learned."""
+    every = prepare(texts, "--max_examples_per_file", 0)
+    data = prepare(texts, "--max_examples_per_file", 10, output="cut")
+    numbers = [[sum(row[2] == line for row in found.rows["train"]) for line in sorted(found.lines["train"])]
+               for found in (every, data)]
+    assert [min(number, 10) for number in numbers[0]] == numbers[1] != numbers[0]
+    left_out = sum(numbers[0]) - sum(numbers[1])
+    assert data.counts["examples skipped, more than one file may give"] == left_out
+    assert sum(line["examples_left_out"] for line in data.dropped) == left_out
+    assert set(data.rows["train"]) < set(every.rows["train"])
+    assert data.files == every.files
+
+
 def test_limit(prepare: Callable[..., Prepared], texts: list[str]) -> None:
     """--limit reads more than it says."""
     data = prepare(texts, "--limit", 30)

@@ -28,7 +28,7 @@ def test_any_text_goes_through_the_workers(tokenizer_folder: Path, tmp_path_fact
                                            texts: list[str]) -> None:
     """A file of arbitrary Unicode breaks a worker process, or its examples are not pieces of it."""
     path = tmp_path_factory.mktemp("raw") / "raw.jsonl"
-    options = {"keep_copyright": True, "keep_generated": True, "keep_short": True,
+    options = {"keep_copyright": True, "keep_generated": True, "keep_short": True, "keep_repetitive": True,
                "chunk_tokens": 10, "stride_tokens": 3, "no_methods": False}
     start_worker(tokenizer_json(str(tokenizer_folder)), options)
     lines = [json.dumps({"file_text": text, "extra": 1}).encode() for text in texts]

@@ -1,4 +1,5 @@
 """Cutting a file into chunks at good places, and into windows of a prompt and its completion."""
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class CleanFile(NamedTuple):
     eval_windows: np.ndarray | None = None
     token_ids: np.ndarray | None = None  # (tokens,) uint16 or uint32
     signature: np.ndarray | None = None  # (PERMUTATIONS,) uint32
+    sample: np.ndarray | None = None  # (n,) uint32, of `sampled_shingles`
     has_large_value: bool = False
     methods: FoundMethods | None = None
 
@@ -124,12 +126,31 @@ def cut_windows(ranks: bytes, chunk_tokens: int, stride_tokens: int) -> list[tup
     return windows
 
 
-def windows_of(file: CleanFile, split: str, keep_large_values: bool, keep_trivial: bool = True) -> np.ndarray:
-    """Return the file's windows in a split, less those that hold a very large value.
+@dataclass(frozen=True)
+class Choice:
+    """Which windows of a file become examples of its split."""
+    keep_large_values: bool
+    keep_trivial: bool  # else those of the test split whose completion is trivial are left out
+    seed: int = 0
+    caps: dict[str, int] = field(default_factory=dict)  # of each split: as many of a file at most
 
-    Without `keep_trivial`, those of the test split whose completion is trivial are left out too: they measure
-    nothing.
+
+def windows_of(file: CleanFile, split: str, choice: Choice) -> np.ndarray:
+    """Return the windows of a file that become examples of a split.
+
+    Left out are those that hold a very large value, in the test split those that measure nothing, and of what
+    is left more than the split's cap, drawn with the seed.
     """
+    windows = usual_windows(file, split, choice.keep_large_values, choice.keep_trivial)
+    cap = choice.caps.get(split)
+    if cap is None or len(windows) <= cap:
+        return windows
+    draw = np.random.default_rng([choice.seed, int.from_bytes(file.digest[:8])])
+    return windows[np.sort(draw.permutation(len(windows))[:cap])]
+
+
+def usual_windows(file: CleanFile, split: str, keep_large_values: bool, keep_trivial: bool) -> np.ndarray:
+    """Return `windows_of` a file, however many there are."""
     windows = file.train_windows if split == "train" else file.eval_windows
     if not keep_large_values and file.has_large_value:
         windows = windows[[not LARGE_VALUE.search(file.text, start, end)

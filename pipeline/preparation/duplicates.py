@@ -1,11 +1,16 @@
-"""Near-duplicates: n-grams of tokens, MinHash signatures and the clusters that they make."""
+"""Near-duplicates and kin: n-grams of tokens, MinHash signatures, and what they link."""
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from pipeline.near_copies import FEWEST_CONTAINED, NearCopies
+
 # MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
 PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
+# Kin: 64 bands of 4 rows find 98 % of the pairs with a similarity of 0.5.
+KIN_JACCARD, KIN_BAND_ROWS = 0.5, 4
+SKETCH_SHARE = 8  # of a file's 5-grams, one in so many is kept to find what it is contained in
 MINHASH_SEED, MINHASH_BLOCK = 1, 512
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 MOST_LEADERS = 64  # files of a bucket that are compared with all in it; a bucket of so many is compared whole
@@ -28,19 +33,35 @@ def empty_sketch() -> Any:
     return MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=np.asarray)
 
 
+def shingles_of(token_ids: np.ndarray) -> np.ndarray:
+    """Return the (n,) sorted uint32 hashes of the distinct token 5-grams of a file."""
+    shingles = np.sort((ngram_hashes(token_ids, NGRAM) >> np.uint64(32)).astype(np.uint32))
+    # np.unique hashes, and takes five times as long
+    return shingles[np.r_[True, shingles[1:] != shingles[:-1]]]
+
+
 def minhash_signature(token_ids: np.ndarray, empty: Any) -> np.ndarray:
     """Return the (PERMUTATIONS,) uint32 MinHash of a file's set of token 5-grams (Broder 1997).
 
     `empty`: the `empty_sketch`.
     """
-    shingles = np.sort((ngram_hashes(token_ids, NGRAM) >> np.uint64(32)).astype(np.uint32))
-    # np.unique hashes, and takes five times as long
-    shingles = shingles[np.r_[True, shingles[1:] != shingles[:-1]]]
+    return minhash_of_shingles(shingles_of(token_ids), empty)
+
+
+def minhash_of_shingles(shingles: np.ndarray, empty: Any) -> np.ndarray:
+    """Return `minhash_signature` of the `shingles_of` a file."""
     sketch = empty.copy()
     for start in range(0, len(shingles), MINHASH_BLOCK):  # in blocks that stay in the cache
         # an array of hashes as one value: no Python integer for each
         sketch.update_batch([shingles[start:start + MINHASH_BLOCK]])
     return sketch.hashvalues
+
+
+def sampled_shingles(shingles: np.ndarray) -> np.ndarray:
+    """Return the shingles that a file is compared by as a part of another: one in SKETCH_SHARE, the same ones
+    in every file (Broder 1997), by which shares of them are estimated; none of a small file's."""
+    sampled = shingles[:np.searchsorted(shingles, np.uint32((1 << 32) // SKETCH_SHARE))].copy()
+    return sampled if len(sampled) >= FEWEST_CONTAINED else sampled[:0]
 
 
 class Links:
@@ -67,12 +88,28 @@ class Links:
         self.parent[b] = a
 
 
-def cluster_near_duplicates(signatures: np.ndarray) -> np.ndarray:
+def find_kin(signatures: np.ndarray, samples: list[np.ndarray]) -> list[list[int]]:
+    """Return the families of files: what is linked at KIN_JACCARD, or by one being contained in the other
+    (NearCopies).  `samples`: the `sampled_shingles` of each file."""
+    links = Links(len(signatures))
+    alike = cluster_near_duplicates(signatures, KIN_JACCARD, KIN_BAND_ROWS)
+    for groups in (alike, NearCopies(samples).groups):
+        for i, first in enumerate(groups.tolist()):
+            if i != first:
+                links.join(i, first)
+    families: dict[int, list[int]] = {}
+    for i, root in enumerate(links.roots(range(len(signatures))).tolist()):
+        families.setdefault(root, []).append(i)
+    return list(families.values())
+
+
+def cluster_near_duplicates(signatures: np.ndarray, jaccard: float = NEAR_DUPLICATE_JACCARD,
+                            band_rows: int = BAND_ROWS) -> np.ndarray:
     """Return for each of the (files, PERMUTATIONS) MinHash signatures the index of its cluster's first file.
 
     Two files are linked where the share of equal values, which estimates the Jaccard similarity of their
-    5-grams, is at least NEAR_DUPLICATE_JACCARD; clusters are what links connect.  Equal signatures are joined
-    first, and count once.  Of the others only those are compared that agree in one band of BAND_ROWS values
+    5-grams, is at least `jaccard`; clusters are what links connect.  Equal signatures are joined first, and
+    count once.  Of the others only those are compared that agree in one band of `band_rows` values
     (locality-sensitive hashing, Leskovec, Rajaraman and Ullman, ch. 3), which a sort brings together: a
     bucket.  Clusters do not depend on the order of the files.
 
@@ -85,7 +122,7 @@ def cluster_near_duplicates(signatures: np.ndarray) -> np.ndarray:
     rows = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
     _, first, copy_of = np.unique(rows, return_index=True, return_inverse=True)  # in the order of their bytes
     signatures, links = signatures[first], Links(len(first))
-    keys = _band_keys(signatures)
+    keys = _band_keys(signatures, band_rows)
     for band in range(len(keys)):
         order = np.argsort(keys[band], kind="stable")
         key, label = keys[band][order], links.roots(order.tolist())
@@ -94,31 +131,32 @@ def cluster_near_duplicates(signatures: np.ndarray) -> np.ndarray:
         apart = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
         for begin, end in zip(starts[apart].tolist(), ends[apart].tolist(), strict=True):
             members = order[begin:end]
-            if _link_leaders(signatures, members, links, band):
+            if _link_leaders(signatures, members, links, band, jaccard):
                 # beside each other: those that also agree in the bands that follow
                 following = [keys[(band + step) % len(keys)][members] for step in (2, 1)]
-                _link_neighbours(signatures, members[np.lexsort(following)], links)
+                _link_neighbours(signatures, members[np.lexsort(following)], links, jaccard)
     roots = links.roots(range(len(first)))
     representative = first.copy()
     np.minimum.at(representative, roots, first)
     return representative[roots][copy_of.ravel()]
 
 
-def _band_keys(signatures: np.ndarray) -> np.ndarray:
+def _band_keys(signatures: np.ndarray, band_rows: int) -> np.ndarray:
     """Return the (bands, files) 64-bit hashes of each band's values."""
     values = signatures.astype(np.uint64).T
-    keys = np.zeros((PERMUTATIONS // BAND_ROWS, len(signatures)), dtype=np.uint64)
-    for row in range(BAND_ROWS):
-        keys = (keys + values[row:len(keys) * BAND_ROWS:BAND_ROWS] + np.uint64(1)) * HASH_FACTOR
+    keys = np.zeros((PERMUTATIONS // band_rows, len(signatures)), dtype=np.uint64)
+    for row in range(band_rows):
+        keys = (keys + values[row:len(keys) * band_rows:band_rows] + np.uint64(1)) * HASH_FACTOR
     return keys
 
 
-def _alike(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the rows in which signatures are near-duplicates."""
-    return np.flatnonzero(np.count_nonzero(some == others, axis=1) >= NEAR_DUPLICATE_JACCARD * PERMUTATIONS)
+def _alike(some: np.ndarray, others: np.ndarray, jaccard: float) -> np.ndarray:
+    """Return the rows in which signatures are to be linked."""
+    return np.flatnonzero(np.count_nonzero(some == others, axis=1) >= jaccard * PERMUTATIONS)
 
 
-def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, band: int) -> bool:
+def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, band: int,
+                  jaccard: float) -> bool:
     """Join members of one bucket by comparing some, the leaders, with all; return whether pairs are left.
 
     None is left where there were few members, or where all that have not led are joined already.  Leaders are
@@ -137,7 +175,7 @@ def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, ban
             return False
         leader = candidates[0]
         waiting[leader] = False
-        alike = _alike(rows, rows[leader])
+        alike = _alike(rows, rows[leader], jaccard)
         found, one_of = np.unique(group[alike], return_index=True)
         for member in members[alike[one_of]].tolist():
             links.join(int(members[leader]), member)
@@ -146,7 +184,7 @@ def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, ban
     return True
 
 
-def _link_neighbours(signatures: np.ndarray, members: np.ndarray, links: Links) -> None:
+def _link_neighbours(signatures: np.ndarray, members: np.ndarray, links: Links, jaccard: float) -> None:
     """Join those of a bucket that are alike and stand beside each other."""
-    for i in _alike(signatures[members[1:]], signatures[members[:-1]]).tolist():
+    for i in _alike(signatures[members[1:]], signatures[members[:-1]], jaccard).tolist():
         links.join(int(members[i]), int(members[i + 1]))

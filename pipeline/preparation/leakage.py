@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.preparation.cleaning import is_trivial
-from pipeline.preparation.cutting import CleanFile, windows_of
+from pipeline.preparation.cutting import Choice, CleanFile, windows_of
 from pipeline.preparation.duplicates import ngram_hashes
 
 LEAK_NGRAM = 13  # the run of tokens that counts as contamination, as in Brown et al. 2020
 SHORT_NGRAM = 5  # by which completions that are shorter than that are looked for
 LEAK_FILTER_BITS = 22  # of a hash, that are looked at before it is looked for: 4 MB
+
+Way = tuple[list[str | None], Choice]  # each file's split, and which of its windows are examples
 
 
 @dataclass
@@ -19,6 +21,7 @@ class LeakSide:
     """The test completions of one way to split, and what of them was found in its train split."""
     name: str
     splits: list[str | None]
+    choice: Choice
     completions: list[str] = field(default_factory=list)
     grams: list[np.ndarray] = field(default_factory=list)  # each completion's hashes of LEAK_NGRAM tokens
     short_grams: list[np.ndarray] = field(default_factory=list)  # of SHORT_NGRAM, where it has none of those
@@ -79,19 +82,19 @@ class LeakSide:
         return result
 
 
-def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, list[str | None]],
-                    keep_large_values: bool, keep_trivial: bool) -> dict[str, Any]:
+def measure_leakage(read: Callable[[], Iterator[CleanFile]], ways: dict[str, Way]) -> dict[str, Any]:
     """Return for each way to split the shares of test completions that can be found in its train split.
 
-    `read` yields the same files each time it is called, `ways` gives each file's split.  A completion is
+    `read` yields the same files each time it is called, `ways` gives each file's split and which of its
+    windows are examples.  A completion is
     verbatim in train if a train file holds its text, white space at the ends aside.  Runs of LEAK_NGRAM
     tokens are compared by 64-bit hashes.  Time: two passes over the files; memory: the test splits.
     """
-    sides = [LeakSide(name, splits) for name, splits in ways.items()]
+    sides = [LeakSide(name, splits, choice) for name, (splits, choice) in ways.items()]
     for number, file in enumerate(read()):
         for side in sides:
             if side.splits[number] == "test":
-                side.add(file, windows_of(file, "test", keep_large_values, keep_trivial))
+                side.add(file, windows_of(file, "test", side.choice))
     wanted = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64),
                                        *(g for side in sides for g in side.grams + side.short_grams)]))
     any_short = any(len(g) for side in sides for g in side.short_grams)

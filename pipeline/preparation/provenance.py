@@ -12,6 +12,7 @@ class Origin(NamedTuple):
     repository: str | None = None
     path: str | None = None
     license_file: str | None = None
+    license: str | None = None
 
 
 @contextlib.contextmanager

@@ -1,55 +1,169 @@
-"""Which split a file belongs to."""
+"""Which split a file belongs to, and which files are dropped as copies of others."""
 import argparse
 import hashlib
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.preparation.duplicates import cluster_near_duplicates
+from pipeline.preparation.duplicates import cluster_near_duplicates, find_kin
+from pipeline.preparation.sizes import LEAST_FILES, cap_of, most_held_out
 
 SPLITS = ("train", "validation", "test")
 
 
+@dataclass
+class Corpus:
+    """What is kept in memory of the files that can serve: about 1.5 kB each."""
+    source_lines: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)  # SHA-256 of the cleaned text
+    signatures: bytearray = field(default_factory=bytearray)  # (files, PERMUTATIONS) uint32
+    sketches: list[np.ndarray] = field(default_factory=list)  # of each, the `sketch` of its 5-grams
+    train_examples: list[int] = field(default_factory=list)
+    sides: list[str | None] = field(default_factory=list)  # the split that a file keeps, by --keep_splits
+
+    def signature_rows(self) -> np.ndarray:
+        """Return the (files, PERMUTATIONS) signatures."""
+        return np.frombuffer(self.signatures, dtype=np.uint32).reshape(len(self.digests), -1)
+
+
+@dataclass
+class Plan:
+    """What becomes of each file that can serve."""
+    splits: list[str | None]  # None: it is dropped
+    reasons: dict[int, str] = field(default_factory=dict)  # why, by the file's number
+    kept_lines: dict[int, int] = field(default_factory=dict)  # which line of the raw file is kept instead
+    caps: dict[str, int] = field(default_factory=dict)  # examples that one file gives to a split at most
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # files and examples of what is held out
+
+
+def split_number(digest: bytes, seed: int) -> float:
+    """Return the number from 0 to 1 that decides the split of a file, or of its kin."""
+    return int.from_bytes(hashlib.sha256(b"%d:" % seed + digest).digest()[:8]) / 2**64
+
+
 def choose_split(digest: bytes, seed: int, validation_fraction: float, test_fraction: float) -> str:
-    """Return the split of a file (or cluster) from its content's hash and the seed alone."""
-    number = int.from_bytes(hashlib.sha256(b"%d:" % seed + digest).digest()[:8]) / 2**64
+    """Return the split of a file from its content's hash and the seed alone."""
+    number = split_number(digest, seed)
     if number < test_fraction:
         return "test"
     return "validation" if number < test_fraction + validation_fraction else "train"
 
 
-def assign_splits(digests: list[bytes], signatures: np.ndarray,
-                  args: argparse.Namespace) -> tuple[list[str | None], Counter]:
-    """Return each file's split, or None for a duplicate that is dropped, and the counts of what was dropped.
+def assign_splits(corpus: Corpus, earlier: Corpus, args: argparse.Namespace,
+                  examples_in: Callable[[int, str], int]) -> Plan:
+    """Return what becomes of each file of the corpus.
 
-    A cluster is represented by its file with the smallest digest, whatever the order of the files: it is the
-    one that is kept, and its digest decides the split of all.
+    Of a cluster of near-duplicates one file is kept: with the smallest digest, whatever the order of the
+    files; one that keeps its side goes before.  Kin, files that are linked, are on one side; the smallest
+    digest among them, and the seed, decide on which.  `earlier`: the files of --keep_splits; their kin follow
+    them.  `examples_in(file, split)`: how many examples a file gives to validation or test.
     """
-    clusters = cluster_near_duplicates(signatures)
+    plan = Plan(splits=[None] * len(corpus.digests))
+    kept = drop_duplicates(corpus, plan, args.near_duplicates == "drop")
+    rows = corpus.signature_rows()[kept]
+    if earlier.digests:
+        rows = np.concatenate([rows, earlier.signature_rows()])
+    sides = [corpus.sides[i] for i in kept] + earlier.sides
+    families = find_kin(rows, [corpus.sketches[i] for i in kept] + earlier.sketches)
+    for family in families:
+        follow_sides(family, sides, rows)
+    for place, i in enumerate(kept):
+        plan.splits[i] = sides[place]
+    # of those that are on no side yet: (number, files) of each family, in the order of the numbers
+    free = []
+    for family in families:
+        members = sorted((kept[i] for i in family if i < len(kept) and sides[i] is None),
+                         key=lambda i: corpus.digests[i])
+        if members:
+            free.append((split_number(corpus.digests[members[0]], args.seed), members))
+    free.sort()
+    above = 0.0
+    for split, fraction in (("test", args.test_fraction), ("validation", args.validation_fraction)):
+        above += fraction
+        taken = hold_out(split, fraction, above, free, plan, args.min_test_examples, examples_in)
+        if taken:
+            above = max(above, free[taken - 1][0])
+        free = free[taken:]
+    for i in kept:
+        plan.splits[i] = plan.splits[i] or "train"
+    counts = [corpus.train_examples[i] for i in kept if plan.splits[i] == "train"]
+    plan.caps["train"] = min(args.max_examples_per_file or max(counts, default=1), cap_of(counts))
+    return plan
+
+
+def drop_duplicates(corpus: Corpus, plan: Plan, near: bool) -> list[int]:
+    """Drop all but one of each cluster of near-duplicates (not `near`: of exact ones) in the plan; return
+    those that are kept."""
+    clusters = cluster_near_duplicates(corpus.signature_rows()).tolist()
     # Exact duplicates are in one cluster, and have equal digests: the first of them represents it.
     representative: dict[int, int] = {}
-    for i, cluster in enumerate(clusters.tolist()):
-        best = representative.setdefault(cluster, i)
-        if digests[i] < digests[best]:
+
+    def rank(i: int) -> tuple[bool, bytes]:
+        return corpus.sides[i] is None, corpus.digests[i]
+
+    for i, cluster in enumerate(clusters):
+        if rank(i) < rank(representative.setdefault(cluster, i)):
             representative[cluster] = i
-    counts: Counter = Counter()
-    splits: list[str | None] = []
-    seen: set[bytes] = set()
-    for i, cluster in enumerate(clusters.tolist()):
+    kept: list[int] = []
+    seen: dict[bytes, int] = {corpus.digests[i]: i for i in reversed(representative.values())}
+    for i, cluster in enumerate(clusters):
         best = representative[cluster]
-        exact = digests[i] in seen
-        seen.add(digests[i])
-        if i != best and (exact or args.near_duplicates == "drop"):
-            exact = exact or digests[i] == digests[best]
-            counts["exact duplicate" if exact else "near-duplicate"] += 1
-            splits.append(None)
+        first = seen.setdefault(corpus.digests[i], i)
+        if first != i or (near and i != best):
+            plan.reasons[i] = "exact duplicate" if first != i else "near-duplicate"
+            plan.kept_lines[i] = corpus.source_lines[best if near else first]
         else:
-            splits.append(choose_split(digests[best], args.seed, args.validation_fraction,
-                                       args.test_fraction))
-    return splits, counts
+            kept.append(i)
+    return kept
 
 
-def split_by_file(digests: list[bytes], args: argparse.Namespace) -> list[str]:
-    """Return what splitting file by file, and dropping nothing, would give: what leakage is compared with."""
-    return [choose_split(digest + b"%d" % i, args.seed, args.validation_fraction, args.test_fraction)
-            for i, digest in enumerate(digests)]
+def follow_sides(family: list[int], sides: list[str | None], signatures: np.ndarray) -> None:
+    """Give the members of a family that are on no side yet that of the one among the others that is most
+    like each, where there is one."""
+    settled = [i for i in family if sides[i] is not None]
+    if not settled or len(settled) == len(family):
+        return
+    known = [sides[i] for i in settled]
+    for i in set(family) - set(settled):
+        alike = np.count_nonzero(signatures[settled] == signatures[i], axis=1)
+        sides[i] = known[int(alike.argmax())]
+
+
+def hold_out(split: str, fraction: float, above: float, free: list[tuple[float, list[int]]], plan: Plan,
+             wanted: int, examples_in: Callable[[int, str], int]) -> int:
+    """Take families for a split, in their order: those with numbers below `above`, and as many more as it
+    takes until it has `wanted` examples of LEAST_FILES files; 0: no more.  Return how many it looked at.
+
+    A family that is most of the split is passed over: it measures little but itself.
+    """
+    files = len(plan.splits) - len(plan.reasons)
+    counts = [examples_in(i, split) for i, found in enumerate(plan.splits) if found == split]
+    most = most_held_out(split, files, fraction)
+    largest = max(LEAST_FILES, fraction * files) / 2
+
+    def size() -> int:
+        cap = cap_of(counts)
+        return sum(min(count, cap) for count in counts)
+
+    looked_at = 0
+    for number, family in free:
+        enough = not wanted or len(counts) >= most or (len(counts) >= LEAST_FILES and size() >= wanted)
+        if number >= above and enough:
+            break
+        looked_at += 1
+        if len(family) <= largest:
+            counts += [examples_in(i, split) for i in family]
+            for i in family:
+                plan.splits[i] = split
+    plan.caps[split] = cap_of(counts)
+    plan.sizes[split] = len(counts), size()
+    return looked_at
+
+
+def split_by_file(digests: list[bytes], plan: Plan, seed: int) -> list[str]:
+    """Return what splitting file by file into splits of these sizes, and dropping nothing, would give: what
+    leakage is compared with."""
+    files = max(1, len(digests) - len(plan.reasons))
+    shares = [plan.sizes[split][0] / files for split in ("validation", "test")]
+    return [choose_split(digest + b"%d" % i, seed, *shares) for i, digest in enumerate(digests)]

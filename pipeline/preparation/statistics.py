@@ -1,17 +1,37 @@
-"""Lengths of the examples, and the kinds of places where they were cut."""
+"""Lengths of the examples, where they were cut, and which files give most of them."""
+import heapq
 from collections import Counter
 
 import numpy as np
 
+from pipeline.preparation.cutting import CleanFile
+from pipeline.preparation.provenance import Origin
+
+LARGEST_FILES = 10  # of train, that are named
+
 
 class Statistics:
-    """Lengths of prompts and completions in tokens, and the kinds of places where examples were cut."""
+    """Lengths of prompts and completions in tokens, the kinds of places where examples were cut, and what
+    the files give to their splits."""
 
     def __init__(self, chunk_tokens: int):
         self.longest = 2 * chunk_tokens
         self.lengths = {"prompt": np.zeros(self.longest + 1, dtype=np.int64),
                         "completion": np.zeros(self.longest + 1, dtype=np.int64)}
         self.boundaries: Counter = Counter()
+        self.tokens: Counter = Counter()  # of the files of each split
+        # (examples, -source line, origin) of the files that give most of train
+        self.largest: list[tuple[int, int, Origin]] = []
+
+    def add_file(self, file: CleanFile, split: str, examples: int) -> None:
+        """Count a file, and the examples that it gives."""
+        self.tokens[split] += len(file.token_ids)
+        if split == "train":
+            entry = (examples, -file.source_line, file.origin)
+            if len(self.largest) < LARGEST_FILES:
+                heapq.heappush(self.largest, entry)
+            else:
+                heapq.heappushpop(self.largest, entry)
 
     def add(self, text: str, windows: np.ndarray) -> None:
         """Count the examples of one file."""

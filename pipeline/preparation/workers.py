@@ -1,6 +1,7 @@
 """The worker processes: each file is cleaned, tokenized, cut and hashed in one of them."""
 import argparse
 import contextlib
+import functools
 import hashlib
 import itertools
 import multiprocessing
@@ -22,16 +23,19 @@ from pipeline.errors import PipelineError
 from pipeline.files import parse_json_line
 from pipeline.large_values import has_large_value
 from pipeline.preparation.cleaning import clean
-from pipeline.preparation.cutting import CleanFile, cut_windows, find_cuts
-from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch, minhash_signature
+from pipeline.preparation.cutting import Choice, CleanFile, cut_windows, find_cuts, windows_of
+from pipeline.preparation.dropped import DroppedFiles
+from pipeline.preparation.duplicates import empty_sketch, minhash_of_shingles, sampled_shingles, shingles_of
 from pipeline.preparation.encoding import byte_lengths, encode
-from pipeline.preparation.leakage import measure_leakage
+from pipeline.preparation.leakage import Way, measure_leakage
 from pipeline.preparation.methods import find_methods
 from pipeline.preparation.provenance import Origin, origins
+from pipeline.preparation.splits import Corpus
 from pipeline.progress import progress
 from pipeline.secrets_scan import find_secrets, listed
 from pipeline.syntax import extension_of, find_grammar
 
+LEAST_DISTINCT = 0.1  # of a file's tokens, the share of distinct 5-grams under which it repeats itself
 BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one
 # What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
 _worker: dict[str, Any] = {}
@@ -90,6 +94,8 @@ class Found(NamedTuple):
     origin: Origin
     digest: bytes
     signature: np.ndarray | None
+    sample: np.ndarray | None
+    train_examples: int
     packed: bytes
     packed_methods: bytes
     secrets: Counter  # how often each kind stands in its text
@@ -103,10 +109,11 @@ def packed_files(path: Path, first_line: int, lines: list[bytes], places: list[O
         secrets = Counter() if file.reason else find_secrets(file.text)
         if secrets and _worker["drop_secrets"]:
             file = CleanFile(file.source_line, "holds secrets", file.origin)
-        packed, methods = (b"" if file.reason else pickle.dumps(part, protocol=5)
-                           for part in (file._replace(signature=None, methods=None), file.methods))
-        found.append(Found(file.source_line, file.reason, file.origin, file.digest, file.signature, packed,
-                           methods, secrets))
+        packed, methods = (b"" if file.reason else pickle.dumps(part, protocol=5) for part in
+                           (file._replace(signature=None, sample=None, methods=None), file.methods))
+        examples = 0 if file.reason else len(file.train_windows)
+        found.append(Found(file.source_line, file.reason, file.origin, file.digest, file.signature,
+                           file.sample, examples, packed, methods, secrets))
     return found
 
 
@@ -124,9 +131,24 @@ def cut_file(number: int, origin: Origin, text: str, ids: np.ndarray, offsets: n
     if not len(eval_windows):
         return CleanFile(number, "too short for an example", origin)
     token_ids = ids.astype(np.uint16 if _worker["tokenizer"].get_vocab_size() <= 1 << 16 else np.uint32)
+    shingles = shingles_of(token_ids)
+    if not _worker["keep_repetitive"] and len(shingles) < LEAST_DISTINCT * len(token_ids):
+        return CleanFile(number, "repeats itself", origin)
     return CleanFile(number, None, origin, hashlib.sha256(text.encode()).digest(), text,
                      windows(_worker["stride_tokens"]), eval_windows, token_ids,
-                     minhash_signature(token_ids, _worker["empty_sketch"]), has_large_value(text))
+                     minhash_of_shingles(shingles, _worker["empty_sketch"]), sampled_shingles(shingles),
+                     has_large_value(text))
+
+
+def sketch_texts(texts: list[str]) -> list[tuple[bytes, np.ndarray, np.ndarray]]:
+    """Return digest, signature and `sampled_shingles` of cleaned texts."""
+    sketches = []
+    for text, encoding in zip(texts, _worker["tokenizer"].encode_batch(texts, add_special_tokens=False),
+                              strict=True):
+        shingles = shingles_of(np.array(encoding.ids or [0], dtype=np.uint32))
+        sketches.append((hashlib.sha256(text.encode()).digest(),
+                         minhash_of_shingles(shingles, _worker["empty_sketch"]), sampled_shingles(shingles)))
+    return sketches
 
 
 def map_in_order(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[tuple],
@@ -163,8 +185,8 @@ def batches_of_lines(path: Path, limit: int, advance: Callable[[int], Any],
 @contextlib.contextmanager
 def worker_pool(args: argparse.Namespace, tokenizer_json: str) -> Iterator[ProcessPoolExecutor]:
     """Yield the worker processes, and end them whatever happens."""
-    wanted = ("keep_copyright", "keep_generated", "keep_short", "chunk_tokens", "stride_tokens",
-              "drop_secrets", "no_methods")
+    wanted = ("keep_copyright", "keep_generated", "keep_short", "keep_repetitive", "chunk_tokens",
+              "stride_tokens", "drop_secrets", "no_methods")
     options = {key: getattr(args, key) for key in wanted}
     # Spawned, not forked: a fork would copy threads and locks of libraries in an undefined state.
     pool = ProcessPoolExecutor(args.num_proc, mp_context=multiprocessing.get_context("spawn"),
@@ -182,12 +204,14 @@ def worker_pool(args: argparse.Namespace, tokenizer_json: str) -> Iterator[Proce
             process.terminate()
 
 
-def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO, methods: IO,
-                 counts: Counter) -> tuple[list[bytes], np.ndarray]:
-    """Clean every file, put those that can serve into `spool` and their methods into another, and return
-    their digests and signatures."""
-    digests: list[bytes] = []
-    signatures = bytearray()  # one block that grows: a list of arrays would be there twice when joined
+def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO, methods: IO, counts: Counter,
+                 dropped: DroppedFiles, side_of: Callable[[Origin], str | None]) -> tuple[Corpus, list[int]]:
+    """Clean every file, and put those that can serve into `spool` and their methods into another.
+
+    Returns what is kept of them in memory, and where each begins in the spool.  `side_of` gives the split
+    that a file is to keep.
+    """
+    corpus, places_in_spool, written = Corpus(), [], 0
     with_secrets: dict[str, Counter] = {}
     with (origins(args.input_file) as places,
           progress(total=args.input_file.stat().st_size, unit="B", scaled=True, desc="cleaning") as bar):
@@ -200,18 +224,25 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
                     with_secrets.setdefault(place, Counter()).update(file.secrets)
                 if file.reason:
                     counts[f"dropped, {file.reason}"] += 1
+                    dropped.add(file.source_line, file.origin, file.reason)
                     continue
-                digests.append(file.digest)
-                signatures += file.signature.tobytes()
+                corpus.source_lines.append(file.source_line)
+                corpus.digests.append(file.digest)
+                corpus.signatures += file.signature.tobytes()
+                corpus.sketches.append(file.sample)
+                corpus.train_examples.append(file.train_examples)
+                corpus.sides.append(side_of(file.origin))
+                places_in_spool.append(written)
                 spool.write(file.packed)
                 methods.write(file.packed_methods)
+                written += len(file.packed)
     spool.flush()
     if with_secrets:
         counts["files with secrets"] = len(with_secrets)
         counts.update({f"secrets, {kind}": n for kind, n in sum(with_secrets.values(), Counter()).items()})
         print(f"secrets in {listed(with_secrets)}: "
               + ("left out" if args.drop_secrets else "--drop_secrets leaves such files out"))
-    return digests, np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS)
+    return corpus, places_in_spool
 
 
 def read_spool(path: Path, number: int) -> Iterator[Any]:
@@ -222,8 +253,18 @@ def read_spool(path: Path, number: int) -> Iterator[Any]:
             yield pickle.load(spool)  # our own file of this run, in a folder that only this run uses
 
 
-def leakage_in_spool(path: Path, ways: dict[str, list[str | None]], keep_large_values: bool,
-                     keep_trivial: bool) -> dict[str, Any]:
+def count_examples(path: Path, places: list[int], choice: Choice) -> Callable[[int, str], int]:
+    """Return a function that gives the number of examples of file i of the spool in a split; `places`: where
+    each file begins in it."""
+    @functools.cache
+    def examples_in(i: int, split: str) -> int:
+        with open(path, "rb") as spool:
+            spool.seek(places[i])
+            return len(windows_of(pickle.load(spool), split, choice))
+    return examples_in
+
+
+def leakage_in_spool(path: Path, ways: dict[str, Way]) -> dict[str, Any]:
     """Return `measure_leakage` of a spool; for a worker process, while the parent writes the examples."""
-    number = len(next(iter(ways.values())))
-    return measure_leakage(lambda: read_spool(path, number), ways, keep_large_values, keep_trivial)
+    number = len(next(iter(ways.values()))[0])
+    return measure_leakage(lambda: read_spool(path, number), ways)

@@ -11,16 +11,17 @@ import numpy as np
 from datasets.arrow_writer import ArrowWriter
 
 from pipeline.errors import PipelineError
-from pipeline.preparation.cutting import CleanFile, windows_of
-from pipeline.preparation.provenance import Origin
-from pipeline.preparation.splits import SPLITS
+from pipeline.preparation.cutting import Choice, CleanFile, usual_windows, windows_of
+from pipeline.preparation.dropped import DroppedFiles
+from pipeline.preparation.splits import SPLITS, Plan
 from pipeline.preparation.statistics import Statistics
 
 ROWS_PER_WRITE, CHARACTERS_PER_WRITE = 2000, 4 << 20  # examples, or that much text of whole files, at a time
+COLUMNS_OF_ORIGIN = ("repository", "path", "license_file")
 EXAMPLE = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
                              "source_line": datasets.Value("int64"), "start": datasets.Value("int64")})
 FILE = datasets.Features({"text": datasets.Value("string"), "source_line": datasets.Value("int64"),
-                          **{name: datasets.Value("string") for name in Origin._fields}})
+                          **{name: datasets.Value("string") for name in COLUMNS_OF_ORIGIN}})
 
 
 class SplitWriter:
@@ -53,9 +54,10 @@ class SplitWriter:
         return datasets.Dataset.from_file(str(self.path))
 
 
-def write_data_set(files: Iterable[CleanFile], splits: list[str | None], args: argparse.Namespace,
-                   folder: Path, counts: Counter, statistics: Statistics) -> tuple[Any, Any]:
-    """Write the examples, and the texts, of every file that has a split.
+def write_data_set(files: Iterable[CleanFile], plan: Plan, args: argparse.Namespace, choice: Choice,
+                   folder: Path, counts: Counter, statistics: Statistics,
+                   dropped: DroppedFiles) -> tuple[Any, Any]:
+    """Write the examples, and the texts, of every file that has a split; note the others as dropped.
 
     Returns the DatasetDict of the examples and that of the whole files; both lie in `folder`.
     """
@@ -64,13 +66,16 @@ def write_data_set(files: Iterable[CleanFile], splits: list[str | None], args: a
     with contextlib.ExitStack() as stack:
         for writer in (*examples.values(), *texts.values()):
             stack.enter_context(writer.writer)
-        for file, split in zip(files, splits, strict=True):
+        for number, (file, split) in enumerate(zip(files, plan.splits, strict=True)):
             if split is None:
+                counts[f"dropped, {plan.reasons[number]}"] += 1
+                dropped.add(file.source_line, file.origin, plan.reasons[number], plan.kept_lines[number])
                 continue
-            source = {name: [value] for name, value in file.origin._asdict().items()}
+            source = {name: [getattr(file.origin, name)] for name in COLUMNS_OF_ORIGIN}
             texts[split].add({"text": [file.text], "source_line": [file.source_line], **source},
                              len(file.text))
-            windows = chosen_windows(file, split, args, counts)
+            windows = chosen_windows(file, split, choice, counts, dropped)
+            statistics.add_file(file, split, len(windows))
             if len(windows):
                 statistics.add(file.text, windows)
                 places = windows[:, :3].tolist()
@@ -78,19 +83,26 @@ def write_data_set(files: Iterable[CleanFile], splits: list[str | None], args: a
                                      "completion": [file.text[cut:end] for _, cut, end in places],
                                      "source_line": [file.source_line] * len(places),
                                      "start": [start for start, _, _ in places]})
-        check_not_empty(splits, args, counts)
+        check_not_empty(plan.splits, args, counts)
         datasets.disable_progress_bars()  # six more bars, for what takes a second
         return tuple(datasets.DatasetDict({split: writer.finish() for split, writer in writers.items()})
                      for writers in (examples, texts))
 
 
-def chosen_windows(file: CleanFile, split: str, args: argparse.Namespace, counts: Counter) -> np.ndarray:
+def chosen_windows(file: CleanFile, split: str, choice: Choice, counts: Counter,
+                   dropped: DroppedFiles) -> np.ndarray:
     """Return the windows of a file that become examples of its split; count them and what is left out."""
-    every = windows_of(file, split, keep_large_values=True)
-    usual = windows_of(file, split, args.keep_large_values)
-    windows = windows_of(file, split, args.keep_large_values, args.keep_trivial)
-    counts["examples skipped, very large value"] += len(every) - len(usual)
-    counts["test examples skipped, only imports or brackets"] += len(usual) - len(windows)
+    every = usual_windows(file, split, True, True)
+    small = usual_windows(file, split, choice.keep_large_values, True)
+    telling = usual_windows(file, split, choice.keep_large_values, choice.keep_trivial)
+    windows = windows_of(file, split, choice)
+    counts["examples skipped, very large value"] += len(every) - len(small)
+    counts["test examples skipped, only imports or brackets"] += len(small) - len(telling)
+    if left_out := len(telling) - len(windows):
+        counts["examples skipped, more than one file may give"] += left_out
+        counts["files cut to what one may give"] += 1
+        dropped.add(file.source_line, file.origin, f"cut: gives {len(windows)} examples of {len(telling)}",
+                    examples_left_out=left_out)
     counts[f"files in {split}"] += bool(len(windows))
     counts[f"examples in {split}"] += len(windows)
     return windows
@@ -99,6 +111,11 @@ def chosen_windows(file: CleanFile, split: str, args: argparse.Namespace, counts
 def check_not_empty(splits: list[str | None], args: argparse.Namespace, counts: Counter) -> None:
     """Raise PipelineError where a split would hold no example."""
     empty = [split for split in SPLITS if not counts[f"examples in {split}"]]
+    if not empty and counts["files in test"] < 2:
+        raise PipelineError(f"{args.input_file}: the corpus is too small for three splits: the test would "
+                            f"hold one file ({sum(s is not None for s in splits)} files can serve), which "
+                            "tells nothing of others; collect more files, raise --test_fraction, or try "
+                            "another --seed")
     if empty:
         raise PipelineError(f"{args.input_file}: the corpus is too small for three splits: "
                             f"{' and '.join(empty)} would hold no example "
