@@ -23,12 +23,14 @@ class Run:
     seconds: float
     peak_bytes: int  # the largest sum of their resident memory, shared pages counted once (PSS)
     peak_anonymous: int  # the same without pages of files, which the kernel can drop at any time
+    peak_process: int  # the largest that one of them had
     output: str
 
 
-def tree_memory(process: psutil.Process) -> tuple[int, int]:
-    """Return the bytes of memory of a process and its children now: all, and without pages of files."""
-    total = anonymous = 0
+def tree_memory(process: psutil.Process) -> tuple[int, int, int]:
+    """Return the bytes of memory of a process and its children now: all, without pages of files, and of the
+    largest."""
+    total = anonymous = largest = 0
     for member in [process, *process.children(recursive=True)]:
         with contextlib.suppress(OSError):  # it has ended
             for line in Path(f"/proc/{member.pid}/smaps_rollup").read_text().splitlines():
@@ -36,7 +38,8 @@ def tree_memory(process: psutil.Process) -> tuple[int, int]:
                 if kind in ("Pss:", "Pss_Anon:"):
                     total += 1024 * int(value[0]) * (kind == "Pss:")
                     anonymous += 1024 * int(value[0]) * (kind == "Pss_Anon:")
-    return total, anonymous
+                    largest = max(largest, 1024 * int(value[0]))
+    return total, anonymous, largest
 
 
 def run(command: list[str | Path], **environment: str) -> Run:
@@ -44,15 +47,13 @@ def run(command: list[str | Path], **environment: str) -> Run:
     started = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, env=os.environ | environment)
-    peak, anonymous, ended = 0, 0, threading.Event()
+    peak, ended = [0, 0, 0], threading.Event()
 
     def watch() -> None:
-        nonlocal peak, anonymous
         try:
             watched = psutil.Process(process.pid)
             while not ended.wait(POLL_SECONDS):
-                now = tree_memory(watched)
-                peak, anonymous = max(peak, now[0]), max(anonymous, now[1])
+                peak[:] = map(max, peak, tree_memory(watched))
         except psutil.NoSuchProcess:
             return
 
@@ -64,7 +65,7 @@ def run(command: list[str | Path], **environment: str) -> Run:
     watcher.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, output)
-    return Run(seconds, peak, anonymous, output)
+    return Run(seconds, *peak, output)
 
 
 def alternate(runs: int, **candidates: Callable[[], Run]) -> dict[str, list[Run]]:

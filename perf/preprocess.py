@@ -5,13 +5,17 @@
     bare:  tokenizers.encode_batch over the same text on all cores, result thrown away
     stage: preprocess_data.py with stride = chunk, de-duplication, leakage report and pictures included
 
---copies N measures the stage's memory on the corpus taken N times over, each copy made distinct.
+--copies N measures the stage's memory on the corpus taken N times over, each copy made distinct; --large_mb
+N that of its largest process on N files of 1 MB each; --before names a checkout of another version, which is
+run beside this one, and the usual recipe is left out.
 
 Run:    python perf/preprocess.py --model_name_or_path MODEL
 """
 import argparse
+import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,6 +70,26 @@ def multiply(raw: Path, copies: int) -> Path:
     return target
 
 
+def copied(raw: Path, folder: Path) -> Path:
+    """Return a copy of the raw file in a folder that may be written to."""
+    return shutil.copyfile(raw, folder / "copied.jsonl")
+
+
+def large_files(raw: Path, number: int) -> Path:
+    """Write a raw file of so many files of 1 MB: the corpus's own, strung together."""
+    target, text, written = raw.with_name("large.jsonl"), "", 0
+    with open(target, "w", encoding="utf-8") as out, open(raw, encoding="utf-8") as lines:
+        for line in itertools.chain.from_iterable(itertools.repeat(lines.readlines())):
+            text += json.loads(line)["file_text"]
+            if len(text) >= 1_000_000:
+                text = re.sub(r"\b([A-Za-z]\w{3,})\b", lambda m, n=written: f"{m[1]}{n}", text)[:1_000_000]
+                out.write(json.dumps({"file_text": text}, ensure_ascii=False) + "\n")
+                text, written = "", written + 1
+                if written == number:
+                    return target
+    raise AssertionError("the loop has no end of its own")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,6 +97,9 @@ def main() -> None:
     parser.add_argument("--raw_file", type=Path, help="measure on this raw file instead of the shared corpus")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--copies", type=int, default=10, help="for the memory; 0: leave that out")
+    parser.add_argument("--large_mb", type=int, default=62, help="for the memory; 0: leave that out")
+    parser.add_argument("--before", type=Path, help="a checkout of another version, run beside this one")
+    parser.add_argument("--num_proc", type=int, help="processes of the stage (default: its own)")
     args = parser.parse_args()
     if not args.raw_file and not CORPUS.is_file():
         skip("the corpus is not there; name a --raw_file")
@@ -80,25 +107,35 @@ def main() -> None:
         root = Path(temporary)
         raw = args.raw_file or make_raw(root)
 
-        def stage(source: Path = raw) -> Run:
-            return run([sys.executable, ROOT / "preprocess_data.py", "--input_file", source, "--output_dir",
+        def stage(source: Path = raw, code: Path = ROOT) -> Run:
+            processes = ["--num_proc", args.num_proc] if args.num_proc else []
+            return run([sys.executable, code / "preprocess_data.py", "--input_file", source, "--output_dir",
                         root / "dataset", "--model_name_or_path", args.model_name_or_path, "--stride_tokens",
-                        "100"])
+                        "100", *processes])
 
         def script(code: str) -> Run:
             return run([sys.executable, "-c", code, raw, args.model_name_or_path, root / "usual"])
 
-        results = alternate(args.runs, stage=stage, bare=lambda: script(BARE))
-        usual = script(USUAL)  # it takes minutes: once
+        print(f"{machine()}; {raw.stat().st_size / 1e6:.1f} MB", flush=True)
+        if args.before:
+            results = alternate(args.runs, stage=stage, before=lambda: stage(code=args.before))
+        else:
+            results = alternate(args.runs, stage=stage, bare=lambda: script(BARE))
         seconds = {name: median([r.seconds for r in runs]) for name, runs in results.items()}
-        print(f"{machine()}; {raw.stat().st_size / 1e6:.1f} MB")
-        print(f"usual recipe / preprocess_data.py: {usual.seconds:.1f} s / {seconds['stage']:.1f} s = "
-              f"{usual.seconds / seconds['stage']:.1f}")
-        print(f"preprocess_data.py / bare encode_batch: {seconds['stage']:.1f} s / {seconds['bare']:.1f} s = "
-              f"{seconds['stage'] / seconds['bare']:.2f}")
+        for name in seconds.keys() - {"stage"}:
+            print(f"preprocess_data.py / {name}: {seconds['stage']:.1f} s / {seconds[name]:.1f} s = "
+                  f"{seconds['stage'] / seconds[name]:.2f}", flush=True)
+        if not args.before:
+            usual = script(USUAL)  # it takes minutes: once
+            print(f"usual recipe / preprocess_data.py: {usual.seconds:.1f} s / {seconds['stage']:.1f} s = "
+                  f"{usual.seconds / seconds['stage']:.1f}", flush=True)
+        if args.large_mb:
+            large = stage(large_files(copied(raw, root), args.large_mb))
+            print(f"{args.large_mb} files of 1 MB: {large.peak_process / 1e6:.0f} MB in the largest process, "
+                  f"{large.peak_bytes / 1e6:.0f} MB in all ({large.seconds:.0f} s)", flush=True)
         once = max(results["stage"], key=lambda r: r.peak_bytes)
         if args.copies:
-            many = stage(multiply(raw, args.copies))
+            many = stage(multiply(copied(raw, root), args.copies))
             print(f"peak memory of preprocess_data.py, all processes: {once.peak_bytes / 1e6:.0f} MB once, "
                   f"{many.peak_bytes / 1e6:.0f} MB for {args.copies} distinct copies ({many.seconds:.0f} s); "
                   f"without pages of files: {once.peak_anonymous / 1e6:.0f} MB and "
