@@ -225,7 +225,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--drop_secrets", action="store_true",
         help="leave out files that hold private keys or tokens of well-known services (default: count them)")
     add("--no_methods", action="store_true",
-        help="do not parse the files: write no methods/ (they take a fifth of the time)")
+        help="do not parse the files, and write no methods/")
     add("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
     add("--limit", type=non_negative_int, default=0,
         help="read only so many files; 0: all (default: %(default)s)")

@@ -8,9 +8,8 @@ import pytest
 from evaluation_runs import arguments, prediction_files
 
 import benchmarking
-from pipeline.evaluation import codexglue, comparison
-from pipeline.evaluation.decoding import generate_batch
-from pipeline.evaluation.tasks import Task
+from pipeline.evaluation import codexglue, comparison, predictions
+from pipeline.evaluation.decoding import generate_within_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
 
@@ -19,11 +18,11 @@ def count_prompts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list to which every batch that is decoded from now on appends the number of its prompts."""
     made = []
 
-    def generate(model: Any, tokenizer: Any, prompts: list[list[int]], task: Task) -> list[dict[str, Any]]:
+    def generate(part: Any, prompts: list[list[int]], at_most: int) -> tuple[list[dict[str, Any]], int]:
         made.append(len(prompts))
-        return generate_batch(model, tokenizer, prompts, task)
+        return generate_within_memory(part, prompts, at_most)
 
-    monkeypatch.setattr(comparison, "generate_batch", generate)
+    monkeypatch.setattr(predictions, "generate_within_memory", generate)
     return made
 
 
