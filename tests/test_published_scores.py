@@ -145,8 +145,8 @@ def test_every_score_is_an_evaluation_result() -> None:
             (f"Kotlin, {context}", "tester/kotlin", 512)]
     metrics = {"sets": {name: {"scores": scores, "signature": f"data:{dataset}|tokens:{tokens}"}
                         for name, dataset, tokens in sets}}
-    tasks = [SimpleNamespace(name=name, dataset=dataset, context_tokens=tokens, suffix_tokens=0)
-             for name, dataset, tokens in sets]
+    tasks = [SimpleNamespace(name=name, dataset=dataset, context_tokens=tokens, suffix_tokens=0,
+                             repository_tokens=0) for name, dataset, tokens in sets]
     found = card_results(metrics, tasks)
     files = eval_result_files(found)
     assert list(files) == [".eval_results/microsoft--codexglue_method_generation.yaml",
@@ -176,7 +176,8 @@ def test_a_score_that_the_models_do_not_share_is_not_published() -> None:
     """Two models with two tokenizers have no loss a token, and the card costs a traceback after hours."""
     cell = {"base": 1.0, "fine_tuned": 2.0, "fine_tuned_interval": [1.5, 2.5], "p": 0.01}
     metrics = {"sets": {"Kotlin": {"scores": {"BLEU": cell, LOSS_BYTE: cell}, "signature": "s"}}}
-    tasks = [SimpleNamespace(name="Kotlin", dataset="data", context_tokens=0, suffix_tokens=0)]
+    tasks = [SimpleNamespace(name="Kotlin", dataset="data", context_tokens=0, suffix_tokens=0,
+                             repository_tokens=0)]
     assert [result.metric_type for result in card_results(metrics, tasks)] == ["bleu"]
 
 

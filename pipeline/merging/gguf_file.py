@@ -11,13 +11,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoConfig
 
 from pipeline.errors import PipelineError
 from pipeline.infilling import beginning_of
 from pipeline.mergeable import base_tensors
 from pipeline.merging.weights import read_rows
+from pipeline.progress import progress
 from pipeline.tokenizers import load_tokenizer, model_errors
 from pipeline.weight_files import StoredTensor
 
@@ -92,7 +92,7 @@ def write_gguf(folder: Path) -> Path:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in tqdm(tensors, desc="GGUF", disable=None):
+        for tensor in progress(tensors, desc="GGUF"):
             writer.write_tensor_data(gguf.quants.quantize(_values(tensor, config), kind_of(tensor)))
     finally:
         writer.close()
