@@ -27,7 +27,7 @@ show parse_data.py --repo_url "$out/tideline" --clone_path "$out/clone" --output
 show preprocess_data.py --input_file "$out/raw.jsonl" --output_dir "$out/dataset" --model_name_or_path "$model" \
   --chunk_tokens 64 --test_fraction 0.2 --validation_fraction 0.1 --min_test_examples 0
 show train.py --model_name_or_path "$model" --dataset "$out/dataset" --output_dir "$out/adapter" --overwrite \
-  --quantization none --max_train_samples "$train_samples" --num_train_epochs 2 \
+  --quantization none --max_train_samples "$train_samples" --num_train_epochs 2 --examples_per_step 8 \
   --eval_steps "$eval_steps" --max_validation_samples 40
 show merge_lora.py --hf_repository "$out/adapter" --output_dir "$out/merged"
 show benchmarking.py --hf_repository "$out/merged" --base_model "$model" --dataset "$out/dataset" \
