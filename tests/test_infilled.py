@@ -83,7 +83,9 @@ def test_the_parts_of_a_sequence_are_its_text(texts: list[str], sequence_tokens:
         first = next(i for i, label in enumerate(labels) if label != IGNORED_LABEL)
         if order == "psm":  # what was a label before is none again
             unlearned = [token for token in ids[1:first] if token not in {S, M}]
-            assert context.endswith(TOKENIZER.decode(unlearned))
+            # where a sequence begins or its labels do within a character, they move by some of its bytes
+            text = TOKENIZER.decode(unlearned)
+            assert "\ufffd" in text + context or context.endswith(text)
         else:
             assert set(ids[:first]) <= {P, S, M}
         learned = [token for token in labels if token != IGNORED_LABEL]

@@ -63,10 +63,11 @@ def test_report_shows_completions_before_and_after(model_folder: Path, dataset_f
 def test_report_has_the_losses_that_there_are() -> None:
     """A loss stands in another column, or without end of digits; or a run without files has none."""
     point = {"step": 0, "examples": 0, "validation_loss": 2.0}
-    for more, row in (({}, "| 0 | 0 | 2.0000 |  |  |  |"),
-                      ({"one_chunk_loss": 1 / 3}, "| 0 | 0 | 2.0000 | 0.3333 |  |  |"),
-                      ({"replay_loss": 2 / 3}, "| 0 | 0 | 2.0000 |  | 0.6667 |  |"),
-                      ({"infilling_loss": 1 / 3}, "| 0 | 0 | 2.0000 |  |  | 0.3333 |")):
+    for more, row in (({}, "| 0 | 0 | 2.0000 |  |  |  |  |"),
+                      ({"one_chunk_loss": 1 / 3}, "| 0 | 0 | 2.0000 | 0.3333 |  |  |  |"),
+                      ({"replay_loss": 2 / 3}, "| 0 | 0 | 2.0000 |  |  | 0.6667 |  |"),
+                      ({"infilling_loss": 1 / 3}, "| 0 | 0 | 2.0000 |  |  |  | 0.3333 |"),
+                      ({"repository_loss": 1 / 3}, "| 0 | 0 | 2.0000 |  | 0.3333 |  |  |")):
         curve = [point | more, {"step": 1, "train_loss": 2.0}]
         assert row in report_text({"steps": 1}, curve, []).splitlines()
 

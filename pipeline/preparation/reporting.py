@@ -80,11 +80,12 @@ def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any]
         lines.append(f"| read | | {counts['files read']:,} |")
     lines += [f"| {rule} | {number:,} | {left:,} |" for rule, number, left in funnel(counts)]
     lines += ["", "dropped.jsonl names each of those taken out here, and the files that were cut.", "",
-              "| split | files with examples | tokens in its files | examples |", "|---|---:|---:|---:|"]
+              "| split | files with examples | tokens in its files | examples | methods |",
+              "|---|---:|---:|---:|---:|"]
     lines += [f"| {split} | {counts[f'files in {split}']:,} | {statistics.tokens[split]:,} | "
-              f"{counts[f'examples in {split}']:,} |" for split in SPLITS]
-    lines += ["", *(f"- {number:,} {name}" for name, number in sorted(counts.items()) if "skipped" in name or
-                    "cut to" in name)]
+              f"{counts[f'examples in {split}']:,} | {counts[f'methods in {split}']:,} |" for split in SPLITS]
+    lines += ["", *(f"- {number:,} {name}" for name, number in sorted(counts.items())
+                    if "skipped" in name or "cut to" in name or "near-copy" in name)]
     lines += ["", *(note[:1].upper() + note[1:] + "." for note in notes)]
     lines += ["", "![files, lengths and cuts](report.png)", "", *_largest_files(counts, statistics), "",
               "# Lengths in tokens", "", "| | min | 25 % | median | 75 % | max |",
