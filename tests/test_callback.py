@@ -1,6 +1,7 @@
 """pipeline/training/callback.py: divergence, early stopping and signals."""
 import re
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import train
 from pipeline.errors import PipelineError
 from pipeline.progress import progress
 from pipeline.training.callback import RunCallback
+from pipeline.training.trainer import CompletionTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,11 +35,14 @@ def test_the_time_that_is_left_is_told_again_after_ten_steps(
         capsys: pytest.CaptureFixture) -> None:
     """What one batch took before the run stays the estimate, although the first steps show another."""
     with_validation_losses(monkeypatch, [5.0, 4.0, 3.0])
+    step = CompletionTrainer.training_step
+    monkeypatch.setattr(CompletionTrainer, "training_step",
+                        lambda *args, **kwargs: time.sleep(0.1) or step(*args, **kwargs))
     settings = ("--max_steps", 13, "--eval_steps", 12, "--learning_rate", 1e-6)
     train.main(command(model_folder, dataset_folder, tmp_path / "adapter", *settings))
     told = re.findall(r"step (\d+)/13: about ([\d.]+) s to go", capsys.readouterr().err)
     assert [step for step, _ in told] == ["11"]
-    assert float(told[0][1]) > 0
+    assert float(told[0][1]) >= 0.2  # two steps, each of which waits
 
 
 def test_early_stopping(model_folder: Path, dataset_folder: Path, tmp_path: Path,
