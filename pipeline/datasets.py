@@ -102,31 +102,29 @@ def _kind(feature: Any) -> str:
 def load_files(source: str, splits: Iterable[str] = ()) -> Any:
     """Return the `DatasetDict` of whole files that lies beside the examples at `source`; None without one.
 
-    Raises PipelineError where it cannot be read, or where one of `splits` or its columns are missing.  It is
-    not compared with its manifest: `load_examples` has done that.
+    Raises PipelineError where it cannot be read, or where one of `splits` or its columns are missing.
     """
-    folder = Path(source) / "files"
-    if Path(source).is_dir():
-        if not (folder / "dataset_dict.json").is_file():
-            return None
-        source = str(folder)
-        data = _read_folder(source)
-    else:
-        with hub_errors("data set", source):
-            if not _hub_has(source, "files"):
-                return None
-            data = _read_hub(source, "files")
-    _check_columns(source, data, splits, {"text", "source_line"})
-    return data
+    return _load_beside(source, "files", splits, {"text", "source_line"})
 
 
 def load_methods(source: str, split: str) -> Any:
     """Return the methods of a split that lie beside the examples at `source`; None without any.
 
-    Raises PipelineError where they cannot be read or where a column is missing.  They are not compared with
-    their manifest: `load_examples` has done that.
+    Raises PipelineError where they cannot be read or where a column is missing.
     """
-    folder = Path(source) / "methods"
+    columns = {"signature", "docstring", "body", "source_line", "start"}
+    data = _load_beside(source, "methods", (split,), columns, optional=True)
+    return None if data is None else data.get(split)
+
+
+def _load_beside(source: str, name: str, splits: Iterable[str], columns: set[str],
+                 optional: bool = False) -> Any:
+    """Return the `DatasetDict` called `name` beside the examples at `source`, checked for the `columns` of
+    `splits`, where these are not `optional` and missing; None where there is none.
+
+    It is not compared with its manifest: `load_examples` has done that.
+    """
+    folder = Path(source) / name
     if Path(source).is_dir():
         if not (folder / "dataset_dict.json").is_file():
             return None
@@ -134,13 +132,11 @@ def load_methods(source: str, split: str) -> Any:
         data = _read_folder(source)
     else:
         with hub_errors("data set", source):
-            if not _hub_has(source, "methods"):
+            if not _hub_has(source, name):
                 return None
-            data = _read_hub(source, "methods")
-    if split not in data:
-        return None
-    _check_columns(source, data, [split], {"signature", "docstring", "body", "source_line", "start"})
-    return data[split]
+            data = _read_hub(source, name)
+    _check_columns(source, data, [split for split in splits if not optional or split in data], columns)
+    return data
 
 
 def _read_folder(folder: str) -> Any:
