@@ -11,6 +11,30 @@ FEW_FILES = 32
 CANDIDATE_SHARE = 0.1  # of the smaller file's shingles, shared with few others, before a pair is compared
 
 
+class Links:
+    """What is joined with what (union-find); a set is named by its smallest member."""
+
+    def __init__(self, number: int):
+        self.parent = list(range(number))
+
+    def root(self, i: int) -> int:
+        """Return the name of the set that holds `i`."""
+        parent = self.parent
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    def roots(self, members: Iterable[int]) -> np.ndarray:
+        """Return the name of each member's set."""
+        return np.array([self.root(i) for i in members], dtype=np.int64)
+
+    def join(self, one: int, other: int) -> None:
+        """Make one set of two."""
+        a, b = sorted((self.root(one), self.root(other)))
+        self.parent[b] = a
+
+
 class NearCopies:
     """The groups of files that links connect: at a Jaccard index of JACCARD, or a share of CONTAINMENT of
     the smaller file's shingles in the larger one (Broder 1997).
@@ -26,12 +50,11 @@ class NearCopies:
         files = np.repeat(np.arange(len(shingles), dtype=np.int32), self.sizes)
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.files = hashes[order], files[order]
-        parents = list(range(len(shingles)))
+        links = Links(len(shingles))
         for one, other in self._linked(shingles):
-            low, high = sorted((_root(parents, one), _root(parents, other)))
-            parents[high] = low
+            links.join(one, other)
         # (files,) the number of each file's group: that of its first file
-        self.groups = np.array([_root(parents, i) for i in range(len(parents))], dtype=np.int64)
+        self.groups = links.roots(range(len(shingles)))
 
     def _linked(self, shingles: list[np.ndarray]) -> Iterable[tuple[int, int]]:
         """Yield the pairs of files that are linked."""
@@ -80,10 +103,3 @@ def _is_link(common: int, one: int, other: int) -> bool:
     smaller = min(one, other)
     return (common >= JACCARD * (one + other - common)
             or (smaller >= FEWEST_CONTAINED and common >= CONTAINMENT * smaller))
-
-
-def _root(parents: list[int], i: int) -> int:
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = parents[i]
-    return i

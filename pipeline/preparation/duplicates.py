@@ -1,10 +1,9 @@
 """Near-duplicates and kin: n-grams of tokens, MinHash signatures, and what they link."""
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from pipeline.near_copies import FEWEST_CONTAINED, NearCopies
+from pipeline.near_copies import FEWEST_CONTAINED, Links, NearCopies
 
 # MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
 PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
@@ -62,30 +61,6 @@ def sampled_shingles(shingles: np.ndarray) -> np.ndarray:
     in every file (Broder 1997), by which shares of them are estimated; none of a small file's."""
     sampled = shingles[:np.searchsorted(shingles, np.uint32((1 << 32) // SKETCH_SHARE))].copy()
     return sampled if len(sampled) >= FEWEST_CONTAINED else sampled[:0]
-
-
-class Links:
-    """What is joined with what (union-find); a set is named by its smallest member."""
-
-    def __init__(self, number: int):
-        self.parent = list(range(number))
-
-    def root(self, i: int) -> int:
-        """Return the name of the set that holds `i`."""
-        parent = self.parent
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def roots(self, members: Iterable[int]) -> np.ndarray:
-        """Return the name of each member's set."""
-        return np.array([self.root(i) for i in members], dtype=np.int64)
-
-    def join(self, one: int, other: int) -> None:
-        """Make one set of two."""
-        a, b = sorted((self.root(one), self.root(other)))
-        self.parent[b] = a
 
 
 def find_kin(signatures: np.ndarray, samples: list[np.ndarray]) -> list[list[int]]:
