@@ -139,6 +139,12 @@ def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {key: plain(value) for key, value in vars(args).items()}
 
 
+def note(text: str) -> None:
+    """Tell the user, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)
+
+
 def duration(seconds: float) -> str:
     """Return e.g. `4.2 s`, `3 min 07 s`, `2 h 05 min`."""
     if seconds < 60:

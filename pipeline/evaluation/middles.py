@@ -2,8 +2,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from pipeline.infilling import (
     find_format,
     format_of_manifest,
 )
+from pipeline.stage import note
 
 NAME = "Kotlin, infilling"
 
@@ -33,25 +32,20 @@ def choose_formats(sources: list[ModelSource], tokenizers: list[Any],
     own = format_of_manifest(manifest, tokenizers[1], tuned.name)
     tuned.infilling = own or find_format(tokenizers[1], tuned.name)
     if tuned.infilling is None:
-        _note(f"{NAME} is left out: {tuned.name} has no infilling tokens")
+        note(f"{NAME} is left out: {tuned.name} has no infilling tokens")
         return False
     if tuned.infilling.by_hand:
-        _note(f"{NAME}: {base.name} was not taught {' '.join(tuned.infilling.tokens)}; it is asked with the "
+        note(f"{NAME}: {base.name} was not taught {' '.join(tuned.infilling.tokens)}; it is asked with the "
               "text before the cut alone")
         return True
     found = find_format(tokenizers[0], base.name)
     if found is None:
-        _note(f"{NAME} is left out: {base.name} has no infilling tokens")
+        note(f"{NAME} is left out: {base.name} has no infilling tokens")
         return False
     same = found.tokens == tuned.infilling.tokens
     base.infilling = dataclasses.replace(found, layout=tuned.infilling.layout, order=tuned.infilling.order) \
         if same else found
     return True
-
-
-def _note(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # once for all processes
-        print(f"note: {text}", file=sys.stderr)
 
 
 def format_name(form: InfillingFormat | None) -> str:
@@ -66,7 +60,7 @@ def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource
     Every reference ends where that text begins.  `sources`: the models, whose formats its settings name.
     """
     if any(example.after is None for example in task.examples):
-        _note(f"{NAME} is left out: the data set holds no whole files")
+        note(f"{NAME} is left out: the data set holds no whole files")
         return None
     kept = CHARACTERS_KEPT * suffix_tokens
     examples = [dataclasses.replace(example, ends=True, after=example.after[:kept])

@@ -1,8 +1,6 @@
 """What a run learns from and what it is validated on: whole files or pairs, replay, two lengths of
 context."""
 import argparse
-import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from pipeline.datasets import draw, load_examples, load_files, load_methods
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_file
 from pipeline.manifests import read_manifest
+from pipeline.stage import note
 from pipeline.training.examples import EncodedExamples, encode_examples, sample_replay
 from pipeline.training.infilled import Infilling, choose_infilling
 from pipeline.training.methods import method_examples
@@ -48,12 +47,6 @@ class Data:
         """Return the tokens whose embeddings are trained: those of --fim_tokens that the model does not
         know."""
         return self.infilling.format.numbers if self.infilling and self.infilling.format.by_hand else ()
-
-
-def note(text: str) -> None:
-    """Tell the user, once for all processes."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"note: {text}", file=sys.stderr)
 
 
 def check_lengths(args: argparse.Namespace, context: int | None) -> None:
