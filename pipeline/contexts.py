@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.syntax import extension_of
+from pipeline.tokenizers import encode_plain
 
 CHARACTERS_A_TOKEN = 4  # of source code, about: where the search for the beginning of a context starts
 
@@ -102,7 +103,7 @@ def first_lines(tokenizer: Any, texts: Iterable[str], tokens: int) -> list[str]:
     """Return the first whole lines of each text that have at most `tokens` tokens of the tokenizer, or the
     beginning of the first line where that does not fit."""
     def shortened(text: str) -> str:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        [ids] = encode_plain(tokenizer, [text])
         if len(ids) <= tokens:
             return text
         kept = tokenizer.decode(ids[:tokens], skip_special_tokens=False).rstrip("\ufffd")
@@ -117,6 +118,6 @@ def first_lines(tokenizer: Any, texts: Iterable[str], tokens: int) -> list[str]:
 def contexts_of(tokenizer: Any, befores: Iterable[str], tokens: int) -> list[str]:
     """Return the last whole lines of each text that have at most `tokens` tokens of the tokenizer."""
     def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return len(encode_plain(tokenizer, [text])[0])
 
     return [last_lines(before, tokens, count) for before in befores]

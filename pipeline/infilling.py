@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.tokenizers import encode_prompts
+from pipeline.manifests import taught
+from pipeline.tokenizers import encode_plain, encode_prompts
 
 ORDERS = ("psm", "spm")
 BY_HAND = "by hand"  # the family of tokens that the user names
@@ -110,27 +111,22 @@ class InfillingFormat:
 def beginning_of(tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that a tokenizer puts before every text."""
     [with_specials] = encode_prompts(tokenizer, ["x"])
-    [plain] = _encode(tokenizer, ["x"])
+    [plain] = encode_plain(tokenizer, ["x"])
     return tuple(with_specials[:len(with_specials) - len(plain)])
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True,
-                     return_attention_mask=False)["input_ids"] if texts else []
 
 
 def encode_beginnings(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return the token ids of texts as a text begins with them, without special tokens: the prefix."""
-    return _encode(tokenizer, texts)
+    return encode_plain(tokenizer, texts)
 
 
 def encode_within(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return the token ids of texts that go on within another, suffix and middle: without the space that
     sentencepiece puts before every text."""
-    mark, letter, both = _encode(tokenizer, [MARK, "x", f"{MARK}x"])
+    mark, letter, both = encode_plain(tokenizer, [MARK, "x", f"{MARK}x"])
     if both == [*mark, *letter]:
-        return _encode(tokenizer, texts)
-    return [ids[len(mark):] for ids in _encode(tokenizer, [MARK + text for text in texts])]
+        return encode_plain(tokenizer, texts)
+    return [ids[len(mark):] for ids in encode_plain(tokenizer, [MARK + text for text in texts])]
 
 
 def find_family(vocabulary: Iterable[str], name: str = "") -> Family | None:
@@ -223,8 +219,7 @@ def missing_tokens(tokenizer: Any, name: str) -> PipelineError:
 def format_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, name: str) -> InfillingFormat | None:
     """Return the format that a model was trained in, by its manifest or that of the adapter that was merged
     into it; None where that says nothing that fits the vocabulary."""
-    manifest = manifest or {}
-    said = manifest.get("infilling") or (manifest.get("adapter_manifest") or {}).get("infilling")
+    said = taught(manifest, "infilling")
     try:
         layout, tokens, order = tuple(said["layout"]), [str(token) for token in said["tokens"]], said["order"]
         found = find_format(tokenizer, name, order, tokens if said["by_hand"] else None)

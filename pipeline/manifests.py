@@ -97,3 +97,10 @@ def check_manifest(path: Path, only: str = ".*") -> dict[str, Any] | None:
                                 f"{manifest_path(path)}); write the output again, or delete that manifest to "
                                 "use the file as it is")
     return manifest
+
+
+def taught(manifest: dict[str, Any] | None, entry: str) -> Any:
+    """Return what a model's manifest, or that of the adapter that was merged into it, says under `entry` of
+    how it was taught; None where neither says anything."""
+    manifest = manifest or {}
+    return manifest.get(entry) or (manifest.get("adapter_manifest") or {}).get(entry)

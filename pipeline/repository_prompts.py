@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import PipelineError
 from pipeline.infilling import beginning_of, encode_within
+from pipeline.manifests import taught
 
 MANIFEST_ENTRY = "repository_prompt"  # of an adapter's or a merged model's manifest: the form, as JSON
 FEWEST_LINES = 5  # of a piece that is cut to what is left of the room; shorter ones are left out
@@ -64,8 +65,7 @@ def form_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, where: str
 
     Raises PipelineError where that form is not one, or has tokens that the tokenizer has not.
     """
-    manifest = manifest or {}
-    entry = manifest.get(MANIFEST_ENTRY) or (manifest.get("adapter_manifest") or {}).get(MANIFEST_ENTRY)
+    entry = taught(manifest, MANIFEST_ENTRY)
     if entry is None:
         return None
     names = RepositoryPrompt._fields

@@ -71,6 +71,12 @@ def encode_prompts(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
     return [ids[:-1] if ids and ids[-1] == eos and len(ids) > 1 else ids for ids in encoded]
 
 
+def encode_plain(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of texts without special tokens; text that looks like one stays text."""
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True,
+                     return_attention_mask=False)["input_ids"] if texts else []
+
+
 def encode_pairs(tokenizer: Any, prompts: list[str],
                  completions: list[str]) -> tuple[list[list[int]], list[list[int]]]:
     """Return the token ids of prompts and of completions, which together are those of the running text.

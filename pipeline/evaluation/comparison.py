@@ -24,7 +24,7 @@ from pipeline.evaluation.scores import LOSS, PARSES, Scores, compare
 from pipeline.evaluation.tasks import Task
 from pipeline.evaluation.vllm import VLLM_PROMPTS, generate_with_vllm, load_vllm
 from pipeline.models import release_memory
-from pipeline.tokenizers import tokenizer_identity
+from pipeline.tokenizers import encode_plain, tokenizer_identity
 
 Predictions = dict[tuple[int, str], list[str]]  # by number of the model and name of the set
 Ended = dict[tuple[int, str], list[bool]]
@@ -133,8 +133,7 @@ def score_set(task: Task, predictions: list[list[str]], ended: list[list[bool]],
     tokens are left out: the loss a byte can be compared.
     """
     def lengths(tokenizer: Any, texts: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False,
-                                              split_special_tokens=True)["input_ids"]]
+        return [len(ids) for ids in encode_plain(tokenizer, texts)]
 
     same = tokenizer_identity(tokenizers[0]) == tokenizer_identity(tokenizers[1])
     completions = [example.completion for example in task.examples]

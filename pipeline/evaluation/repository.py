@@ -21,6 +21,7 @@ from pipeline.repository_prompts import (
 )
 from pipeline.retrieval import query_of
 from pipeline.retrieved import RepositoryFiles, Request, cache_of, pieces_needed
+from pipeline.tokenizers import encode_plain
 
 CHARACTERS_BEHIND = 8000  # of the best piece's file, from the piece on, kept for the baseline
 WITHOUT = "without those that stand in their pieces"
@@ -133,5 +134,4 @@ def add_gains(sets: dict[str, Any], tasks: list[Task], found: Sequence[dict[tupl
 def _scores(task: Task, texts: list[str], ended: list[bool], losses: list[tuple[float, int]],
             tokenizer: Any) -> Scores:
     """Return a model's scores on a set; of one model, its own tokens count."""
-    ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return Scores(task, texts, [len(row) for row in ids], losses, ended)
+    return Scores(task, texts, [len(ids) for ids in encode_plain(tokenizer, texts)], losses, ended)
