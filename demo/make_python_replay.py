@@ -1,14 +1,19 @@
 """Make replay examples for train.py from the standard library: Python that the model must not forget.
 
-Each line is {"prompt", "completion"}: neighbouring pieces of one source file, cut at line ends.  The modules
-are others than those of make_python_benchmark.py, so that what is replayed is not what is measured.
+Each line is {"prompt", "completion", "ends"}: neighbouring pieces of one source file, cut at line ends, of
+which only the last ends something; and its functions, from their signature and docstring to their end, so
+that the model does not forget that a function ends.  The modules are others than those of
+make_python_benchmark.py, so that what is replayed is not what is measured.
 
 Run:    python demo/make_python_replay.py OUTPUT_FILE
 """
+import ast
+import io
 import json
 import os
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from make_python_benchmark import MODULES
 # tests, tables, other people's code
 LEFT_OUT = {"test", "tests", "site-packages", "__pycache__", "idle_test", "encodings", "pydoc_data"}
 PIECE_CHARACTERS = 320  # about 100 tokens
+MAX_BODY_CHARACTERS = 700  # of a function; longer ones are in pieces alone
 
 
 def pieces(source: str) -> Iterator[str]:
@@ -27,6 +33,33 @@ def pieces(source: str) -> Iterator[str]:
         if len(piece) >= PIECE_CHARACTERS:
             yield piece
             piece = ""
+    if piece:
+        yield piece
+
+
+def functions(source: str) -> Iterator[tuple[str, str]]:
+    """Yield (signature and docstring, body), dedented, of the functions of at least two statements, or one
+    and a docstring."""
+    lines = list(io.StringIO(source))  # as ast counts them: a form feed ends none
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
+            continue
+        first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+        if first < node.lineno or node.end_lineno <= first:
+            continue  # all on one line
+        whole = list(io.StringIO(textwrap.dedent("".join(lines[node.lineno - 1:node.end_lineno]))))
+        prompt, body = (whole[:first - node.lineno + 1], whole[first - node.lineno + 1:])
+        if len("".join(body)) <= MAX_BODY_CHARACTERS:
+            yield "".join(prompt), "".join(body)
+
+
+def rows(source: str) -> Iterator[dict[str, object]]:
+    """Yield the examples of one file."""
+    found = list(pieces(source))
+    for place in range(0, len(found) - 1, 2):
+        yield {"prompt": found[place], "completion": found[place + 1], "ends": place + 2 == len(found)}
+    for prompt, body in functions(source):
+        yield {"prompt": prompt, "completion": body, "ends": True}
 
 
 def main(output: Path) -> None:
@@ -39,11 +72,11 @@ def main(output: Path) -> None:
             if parts[0] in MODULES or LEFT_OUT & set(parts) or parts[0].startswith("config-"):
                 continue
             try:
-                found = list(pieces(file.read_text(encoding="utf-8")))
+                source = file.read_text(encoding="utf-8")
             except UnicodeDecodeError:
                 continue  # a file that shows another encoding
-            for prompt, completion in zip(found[::2], found[1::2], strict=False):
-                out.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+            for row in rows(source):
+                out.write(json.dumps(row) + "\n")
                 number += 1
     os.replace(temporary, output)
     print(f"wrote {output}: {number} examples of Python {sys.version.split()[0]}'s standard library")

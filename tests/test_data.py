@@ -1,6 +1,7 @@
 """pipeline/training/data.py: what a run learns from, and what it is validated on."""
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -245,6 +246,33 @@ def test_replay_is_learned_as_the_rest_is(train_on: str, model_folder: Path, fil
     assert len(data.also[REPLAY]) == 6
     assert set(data.also) == {ONE_CHUNK, REPLAY}
     assert set(data.identities) == {"data_hash", "replay_hash"}
+
+
+@pytest.mark.parametrize("train_on", ["files", "pairs"])
+def test_replay_ends_only_where_it_says_so(train_on: str, model_folder: Path, files_folder: Path,
+                                           tmp_path: Path) -> None:
+    """The model forgets that functions end, and its Python runs on; or it learns to end behind any piece."""
+    replay = tmp_path / "replay.jsonl"
+    replay.write_text("".join(json.dumps({"prompt": f"def f{i}(x):\n", "completion": f"    return {i}\n"}
+                                         | ({"ends": i % 2 == 0} if i % 3 else {})) + "\n"
+                              for i in range(60)))
+    data = encoded(model_folder, files_folder, "--train_on", train_on, "--replay_dataset", replay)
+    tokenizer, seen = tiny_models.make_tokenizer(), Counter()
+    for row in rows_of(data.also[REPLAY]):
+        text = tokenizer.decode([token for token in row["input_ids"] if token != EOS])
+        number = int(text.split("return ")[1])
+        ends = bool(number % 3) and number % 2 == 0
+        assert (row["labels"][-1] == EOS) == ends
+        assert row["labels"].count(EOS) == ends
+        seen[ends] += 1
+    assert seen == {True: 2, False: 4}
+
+
+def test_a_replayed_completion_that_is_cut_ends_nothing() -> None:
+    """A long function is cut at --max_length, and the model learns to end in the middle of it."""
+    tokenizer = tiny_models.make_tokenizer()
+    rows = encode_examples(tokenizer, ["fun a"] * 2, ["x " * 3, "x " * 500], 64, [True] * 2)
+    assert [rows[i]["input_ids"][-1] == EOS for i in range(2)] == [True, False]
 
 
 def test_replay_of_nothing_has_as_many_labels_as_tokens(model_folder: Path, files_folder: Path,

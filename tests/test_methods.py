@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from preparation_runs import Prepared
 
-from pipeline.preparation.duplicates import PERMUTATIONS, empty_sketch
+from pipeline.preparation.duplicates import METHOD_PERMUTATIONS, empty_sketch
 from pipeline.preparation.method_files import choose_methods, tell_left_out
 from pipeline.preparation.methods import ERRORS, NO_GRAMMAR, PARSED, TOO_MUCH, FoundMethods, find_methods
 from pipeline.syntax import find_grammar
@@ -54,7 +54,8 @@ class A {
 def found(text: str, extension: str = ".kt") -> list[tuple[str, str, str]]:
     """Return (documentation, signature, body) of a text's methods, of tokens of one character."""
     offsets = np.stack([np.arange(len(text)), np.arange(1, len(text) + 1)], axis=1)
-    methods = find_methods(text, find_grammar(extension), offsets, np.arange(len(text)), empty_sketch())
+    methods = find_methods(text, find_grammar(extension), offsets, np.arange(len(text)),
+                           empty_sketch(METHOD_PERMUTATIONS))
     assert len(methods.places) == len(methods.signatures)
     return [(text[first:start].rstrip(), text[start:opened], text[opened:end])
             for first, start, opened, end in methods.places.tolist()]
@@ -92,14 +93,15 @@ def test_files_that_do_not_parse(text: str, fate: str, number: int) -> None:
     """A broken file, or one of a megabyte on one line, ends the run, holds it up, or gives broken methods."""
     offsets = np.stack([np.arange(len(text)), np.arange(1, len(text) + 1)], axis=1)
     begun = time.process_time()
-    methods = find_methods(text, find_grammar(".kt"), offsets, np.arange(len(text)), empty_sketch())
+    methods = find_methods(text, find_grammar(".kt"), offsets, np.arange(len(text)),
+                           empty_sketch(METHOD_PERMUTATIONS))
     assert time.process_time() - begun < 30
     assert (methods.fate, len(methods.places)) == (fate, number)
 
 
 def test_copies_of_a_method_are_kept_once_in_each_split() -> None:
     """A test asks the same thing twice, or a method that stands in train is dropped there."""
-    rows = np.random.default_rng(0).integers(0, 2**32, size=(4, PERMUTATIONS), dtype=np.uint32)
+    rows = np.random.default_rng(0).integers(0, 2**32, size=(4, METHOD_PERMUTATIONS), dtype=np.uint32)
     near = rows[0].copy()
     near[:20] += 1
 

@@ -240,11 +240,12 @@ def test_replay_that_is_too_small_is_one_line(lines: int | None, flags: tuple, n
     assert not (tmp_path / "adapter").exists()
 
 
-def test_replay_lines_that_are_broken_are_named(model_folder: Path, dataset_folder: Path, tmp_path: Path,
-                                                capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("line", ['{"prompt": 3}', '{"prompt": "a", "completion": "b", "ends": "yes"}'])
+def test_replay_lines_that_are_broken_are_named(line: str, model_folder: Path, dataset_folder: Path,
+                                                tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A broken line in the replay file ends in a traceback."""
     file = save_replay(tmp_path / "replay.jsonl", 40)
-    file.write_text(file.read_text() + '{"prompt": 3}\n')
+    file.write_text(file.read_text() + line + "\n")
     arguments = command(model_folder, dataset_folder, tmp_path / "adapter", "--replay_dataset", file)
     assert "line 41" in failure(arguments, capsys)
 

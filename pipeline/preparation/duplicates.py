@@ -7,6 +7,8 @@ from pipeline.near_copies import FEWEST_CONTAINED, Links, NearCopies
 
 # MinHash: 256 permutations of 32 bits; 51 bands of 5 rows find 99.99 % of the pairs with a similarity of 0.7.
 PERMUTATIONS, BAND_ROWS, NEAR_DUPLICATE_JACCARD, NGRAM = 256, 5, 0.7, 5
+# Methods are many and short: 25 bands of 5 rows find 99 % of such pairs, in half the memory.
+METHOD_PERMUTATIONS = 128
 # Kin: 64 bands of 4 rows find 98 % of the pairs with a similarity of 0.5.
 KIN_JACCARD, KIN_BAND_ROWS = 0.5, 4
 SKETCH_SHARE = 8  # of a file's 5-grams, one in so many is kept to find what it is contained in
@@ -25,11 +27,11 @@ def ngram_hashes(token_ids: np.ndarray, width: int) -> np.ndarray:
     return hashes
 
 
-def empty_sketch() -> Any:
+def empty_sketch(permutations: int = PERMUTATIONS) -> Any:
     """Return datasketch's MinHash of an empty set, whose permutations all signatures share."""
     from datasketch import MinHash  # 0.6 s, which the worker processes pay and their parent does not
 
-    return MinHash(PERMUTATIONS, seed=MINHASH_SEED, hashfunc=np.asarray)
+    return MinHash(permutations, seed=MINHASH_SEED, hashfunc=np.asarray)
 
 
 def shingles_of(token_ids: np.ndarray) -> np.ndarray:
@@ -40,7 +42,7 @@ def shingles_of(token_ids: np.ndarray) -> np.ndarray:
 
 
 def minhash_signature(token_ids: np.ndarray, empty: Any) -> np.ndarray:
-    """Return the (PERMUTATIONS,) uint32 MinHash of a file's set of token 5-grams (Broder 1997).
+    """Return the (permutations,) uint32 MinHash of a file's set of token 5-grams (Broder 1997).
 
     `empty`: the `empty_sketch`.
     """
@@ -80,7 +82,7 @@ def find_kin(signatures: np.ndarray, samples: list[np.ndarray]) -> list[list[int
 
 def cluster_near_duplicates(signatures: np.ndarray, jaccard: float = NEAR_DUPLICATE_JACCARD,
                             band_rows: int = BAND_ROWS) -> np.ndarray:
-    """Return for each of the (files, PERMUTATIONS) MinHash signatures the index of its cluster's first file.
+    """Return for each of the (files, permutations) MinHash signatures the index of its cluster's first file.
 
     Two files are linked where the share of equal values, which estimates the Jaccard similarity of their
     5-grams, is at least `jaccard`; clusters are what links connect.  Equal signatures are joined first, and
@@ -89,13 +91,15 @@ def cluster_near_duplicates(signatures: np.ndarray, jaccard: float = NEAR_DUPLIC
     bucket.  Clusters do not depend on the order of the files.
 
     Time: linear in the files, but for sorting them once a band (n log n).  In each band a file is compared
-    with at most MOST_LEADERS others and two neighbours, however many files share its bucket.
+    with at most MOST_LEADERS others and two neighbours, however many files share its bucket.  Memory: the
+    signatures once more, and 8 bytes a file and band.
     """
     if not len(signatures):
         return np.zeros(0, dtype=np.int64)
-    rows = np.ascontiguousarray(signatures)
-    rows = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
-    _, first, copy_of = np.unique(rows, return_index=True, return_inverse=True)  # in the order of their bytes
+    # equal ones by a hash of 64 bits, in its order: among a million signatures two that differ share one with
+    # a probability of 3e-8
+    _, first, copy_of = np.unique(_band_keys(signatures, signatures.shape[1])[0], return_index=True,
+                                  return_inverse=True)
     signatures, links = signatures[first], Links(len(first))
     keys = _band_keys(signatures, band_rows)
     for band in range(len(keys)):
@@ -118,16 +122,18 @@ def cluster_near_duplicates(signatures: np.ndarray, jaccard: float = NEAR_DUPLIC
 
 def _band_keys(signatures: np.ndarray, band_rows: int) -> np.ndarray:
     """Return the (bands, files) 64-bit hashes of each band's values."""
-    values = signatures.astype(np.uint64).T
-    keys = np.zeros((PERMUTATIONS // band_rows, len(signatures)), dtype=np.uint64)
+    keys = np.zeros((signatures.shape[1] // band_rows, len(signatures)), dtype=np.uint64)
     for row in range(band_rows):
-        keys = (keys + values[row:len(keys) * band_rows:band_rows] + np.uint64(1)) * HASH_FACTOR
+        for band, key in enumerate(keys):  # one at a time: no copy of all signatures in 64 bits
+            key += signatures[:, band * band_rows + row]
+            key += np.uint64(1)
+            key *= HASH_FACTOR
     return keys
 
 
 def _alike(some: np.ndarray, others: np.ndarray, jaccard: float) -> np.ndarray:
     """Return the rows in which signatures are to be linked."""
-    return np.flatnonzero(np.count_nonzero(some == others, axis=1) >= jaccard * PERMUTATIONS)
+    return np.flatnonzero(np.count_nonzero(some == others, axis=1) >= jaccard * some.shape[1])
 
 
 def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, band: int,

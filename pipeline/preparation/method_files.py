@@ -14,16 +14,17 @@ import numpy as np
 from pipeline.files import atomic_file
 from pipeline.large_values import LARGE_VALUE
 from pipeline.preparation.cutting import CleanFile
-from pipeline.preparation.duplicates import PERMUTATIONS, cluster_near_duplicates
+from pipeline.preparation.duplicates import METHOD_PERMUTATIONS, cluster_near_duplicates
 from pipeline.preparation.methods import NO_GRAMMAR, QUERIES, FoundMethods
 from pipeline.preparation.splits import SPLITS
-from pipeline.preparation.writing import SplitWriter
+from pipeline.preparation.writing import ROWS_PER_WRITE, SplitWriter
 from pipeline.syntax import extension_of, find_grammar, missing_grammar
 
 METHOD = datasets.Features({"signature": datasets.Value("string"), "docstring": datasets.Value("string"),
                             "body": datasets.Value("string"), "source_line": datasets.Value("int64"),
                             "start": datasets.Value("int64"), "path": datasets.Value("string")})
 FOLDER = "methods"  # in that of the data set
+JSONL_COLUMNS = ("signature", "docstring", "body", "source_line", "start")
 MOST_NOTES = 5
 
 
@@ -33,7 +34,7 @@ def choose_methods(found: Iterator[FoundMethods], splits: list[str | None],
 
     Of methods that are near-copies (`cluster_near_duplicates`, of signature and body) the first in each split
     is kept, and none of a file that is in no split.  Counts what is dropped, how the files were parsed, and
-    the test methods that have a near-copy in train.  Memory: 1 kB a method.
+    the test methods that have a near-copy in train.  Memory: 1.3 kB a method.
     """
     numbers = np.zeros(len(splits), dtype=np.int64)
     signatures = bytearray()  # one block that grows
@@ -43,7 +44,8 @@ def choose_methods(found: Iterator[FoundMethods], splits: list[str | None],
         counts[methods.fate] += 1
         numbers[i] = len(methods.places)
         signatures += methods.signatures.tobytes()
-    clusters = cluster_near_duplicates(np.frombuffer(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS))
+    rows = np.frombuffer(signatures, dtype=np.uint32).reshape(-1, METHOD_PERMUTATIONS)
+    clusters = cluster_near_duplicates(rows)
     codes = np.array([SPLITS.index(split) if split else -1 for split in splits], dtype=np.int64)
     split_of = np.repeat(codes, numbers)
     _, first = np.unique(clusters * len(SPLITS) + split_of, return_index=True)
@@ -106,10 +108,11 @@ def rows_of(file: CleanFile, places: np.ndarray, args: argparse.Namespace,
 def write_jsonl(path: Path, methods: Any) -> None:
     """Write the methods of a split in the fields of CodeXGLUE's method generation."""
     with atomic_file(path) as out:
-        for row in methods:
-            fields = {name: row[name] for name in ("signature", "docstring", "body")}
-            out.write(json.dumps(fields | {"id": f"{row['source_line']}:{row['start']}"},
-                                 ensure_ascii=False) + "\n")
+        for batch in methods.iter(batch_size=ROWS_PER_WRITE):  # a row at a time takes eight times as long
+            for signature, docstring, body, line, start in zip(*(batch[name] for name in JSONL_COLUMNS),
+                                                               strict=True):
+                row = {"signature": signature, "docstring": docstring, "body": body, "id": f"{line}:{start}"}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def tell_left_out(files: Counter) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tree_sitter
 
-from pipeline.preparation.duplicates import PERMUTATIONS, minhash_signature
+from pipeline.preparation.duplicates import METHOD_PERMUTATIONS, minhash_signature
 from pipeline.syntax import Grammar
 
 MIN_BODY_TOKENS, MAX_BODY_TOKENS = 3, 256  # of the model whose tokenizer counts, the closing brace included
@@ -33,16 +33,16 @@ class FoundMethods(NamedTuple):
     # the signature begins, where it ends, behind the opening brace, and where the body ends, behind the
     # closing one
     places: np.ndarray = np.zeros((0, 4), dtype=np.int64)
-    # (methods, PERMUTATIONS), of signature and body
-    signatures: np.ndarray = np.zeros((0, PERMUTATIONS), dtype=np.uint32)
+    # (methods, METHOD_PERMUTATIONS), of signature and body
+    signatures: np.ndarray = np.zeros((0, METHOD_PERMUTATIONS), dtype=np.uint32)
 
 
 def find_methods(text: str, grammar: Grammar | None, offsets: np.ndarray, token_ids: np.ndarray,
                  empty_sketch: Any) -> FoundMethods:
     """Return the methods of a file whose body has MIN_BODY_TOKENS to MAX_BODY_TOKENS tokens.
 
-    `offsets`: (tokens, 2), where its `token_ids` stand in it.  Functions within functions are methods too;
-    what did not parse is left out.
+    `offsets`: (tokens, 2), where its `token_ids` stand in it; `empty_sketch` is one of METHOD_PERMUTATIONS.
+    Functions within functions are methods too; what did not parse is left out.
     """
     if grammar is None or grammar.name not in QUERIES:
         return FoundMethods(NO_GRAMMAR)
@@ -59,7 +59,7 @@ def find_methods(text: str, grammar: Grammar | None, offsets: np.ndarray, token_
     signatures = [minhash_signature(token_ids[begin:end], empty_sketch)
                   for begin, end in zip(first[fits].tolist(), ended[fits].tolist(), strict=True)]
     return FoundMethods(ERRORS if tree.root_node.has_error else PARSED, places[fits],
-                        np.array(signatures, dtype=np.uint32).reshape(-1, PERMUTATIONS))
+                        np.array(signatures, dtype=np.uint32).reshape(-1, METHOD_PERMUTATIONS))
 
 
 def method_places(source: bytes, root: tree_sitter.Node, grammar: Grammar) -> Iterator[tuple[int, ...]]:

@@ -25,7 +25,13 @@ from pipeline.large_values import has_large_value
 from pipeline.preparation.cleaning import clean
 from pipeline.preparation.cutting import Choice, CleanFile, cut_windows, find_cuts, windows_of
 from pipeline.preparation.dropped import DroppedFiles
-from pipeline.preparation.duplicates import empty_sketch, minhash_of_shingles, sampled_shingles, shingles_of
+from pipeline.preparation.duplicates import (
+    METHOD_PERMUTATIONS,
+    empty_sketch,
+    minhash_of_shingles,
+    sampled_shingles,
+    shingles_of,
+)
 from pipeline.preparation.encoding import byte_lengths, encode
 from pipeline.preparation.leakage import Way, measure_leakage
 from pipeline.preparation.methods import find_methods
@@ -53,7 +59,7 @@ def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # source text that looks like a special token is only text
     _worker.update(options, tokenizer=tokenizer, byte_lengths=byte_lengths(tokenizer),
-                   empty_sketch=empty_sketch())
+                   empty_sketch=empty_sketch(), method_sketch=empty_sketch(METHOD_PERMUTATIONS))
 
 
 def end_with(parent: Any) -> None:
@@ -82,7 +88,7 @@ def clean_files(path: Path, first_line: int, lines: list[bytes], places: list[Or
         if not file.reason and not _worker["no_methods"]:
             grammar = find_grammar(extension_of(origin.path))
             file = file._replace(methods=find_methods(text, grammar, offsets, file.token_ids,
-                                                      _worker["empty_sketch"]))
+                                                      _worker["method_sketch"]))
         results.append(file)
     return sorted(results, key=lambda file: file.source_line)
 

@@ -236,9 +236,9 @@ def add_replay(data: Data, args: argparse.Namespace, tokenizer: Any, default_fra
     number = round(len(data.train) * share / (1 - share))
     training, validation = sample_replay(args.replay_dataset, number, args.max_validation_samples, args.seed)
 
-    def encoded(prompts: list[str], completions: list[str]) -> EncodedExamples:
-        examples = encode_examples(tokenizer, prompts, completions, args.max_length,
-                                   ends_of(args, [None] * len(prompts)))
+    def encoded(prompts: list[str], completions: list[str], ends: list[bool]) -> EncodedExamples:
+        ends = [end or args.end_of_text == "always" for end in ends]
+        examples = encode_examples(tokenizer, prompts, completions, args.max_length, ends)
         if data.train_on == "files":  # every token is a label, but the first, which nothing predicts
             examples.prompt_lengths = np.minimum(examples.lengths, 1)
         return examples

@@ -74,23 +74,26 @@ def encode_examples(tokenizer: Any, prompts: list[str], completions: list[str], 
     (None: every one) comes the end-of-text token.
 
     An example of more than `max_length` tokens loses the start of its prompt, which is farthest from the
-    completion, and then the end of its completion.
+    completion, and then the end of its completion, where nothing ends then.
     """
     prompt_ids, completion_ids = encode_pairs(tokenizer, prompts, completions)
-    completion_ids = [[*ids[:max_length - 2], *[tokenizer.eos_token_id] * end]
+    room = max_length - 2
+    completion_ids = [[*ids[:room], *[tokenizer.eos_token_id] * (end and len(ids) <= room)]
                       for ids, end in zip(completion_ids, ends or [True] * len(completions), strict=True)]
     prompt_ids = [p[-max(1, max_length - len(c)):] for p, c in zip(prompt_ids, completion_ids, strict=True)]
     return EncodedExamples(prompt_ids, completion_ids)
 
 
-Pairs = tuple[list[str], list[str]]  # prompts and completions
+# prompts, completions, and whether something ends behind each completion
+Pairs = tuple[list[str], list[str], list[bool]]
 
 
 def sample_replay(path: Path, number: int, validation_number: int, seed: int) -> tuple[Pairs, Pairs]:
     """Return `number` training and at most `validation_number` (0: all) validation pairs of a replay file.
 
     The file's last tenth is for validation: its neighbours are pieces of one source file, so that at most one
-    file is on both sides.  Only the chosen lines are kept in memory.
+    file is on both sides.  A line's field `ends`, where it has one, says whether something ends behind its
+    completion.  Only the chosen lines are kept in memory.
     """
     if not path.is_file():
         raise PipelineError(f"--replay_dataset {path}: no such file; give JSON lines with the fields prompt "
@@ -107,12 +110,16 @@ def sample_replay(path: Path, number: int, validation_number: int, seed: int) ->
     held_out = range(first_validation, count)
     validation = set(held_out if not 0 < validation_number < len(held_out)
                      else random.Random(seed).sample(held_out, validation_number))
-    found: tuple[Pairs, Pairs] = (([], []), ([], []))
+    found: tuple[Pairs, Pairs] = (([], [], []), ([], [], []))
     with open(path, "rb") as file:
         for i, line in enumerate(file):
             if i in training or i in validation:
                 row = parse_json_line(path, i + 1, line, {"prompt": str, "completion": str})
-                prompts, completions = found[i in validation]
+                if not isinstance(row.get("ends", False), bool):
+                    raise PipelineError(f"{path}, line {i + 1}: 'ends' is neither true nor false; say "
+                                        "whether something ends behind the completion, or leave it out")
+                prompts, completions, ends = found[i in validation]
                 prompts.append(row["prompt"])
                 completions.append(row["completion"])
+                ends.append(row.get("ends", False))
     return found
