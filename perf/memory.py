@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import train
 from pipeline.mergeable import linear_layers
 from pipeline.models import quiet_libraries, right_padded
-from pipeline.training.lora import add_adapters
+from pipeline.training.lora import add_adapters, gelu_in_one_kernel
 from pipeline.training.loss import sum_of_losses
 
 TOKENS = 512  # of a sequence, train.py's default
@@ -70,7 +70,9 @@ def make(kind: str, settings: dict[str, Any], device: str, layers: int | None = 
 
 def kept_bytes(kind: str, settings: dict[str, Any], layers: int) -> float:
     """Return what a token keeps for the backward pass in a model of so many layers, in bytes."""
-    model = add_adapters(make(kind, settings, "cpu", layers), train.build_parser().parse_args([])).train()
+    model = make(kind, settings, "cpu", layers)
+    gelu_in_one_kernel(model)  # as train.py's own loading does
+    model = add_adapters(model, train.build_parser().parse_args([])).train()
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[int, Any]] = {}
 
@@ -82,8 +84,8 @@ def kept_bytes(kind: str, settings: dict[str, Any], layers: int) -> float:
 
     ids = torch.randint(0, settings["vocab_size"], (TOKENS,)).tolist()
     batch = right_padded([{"input_ids": ids, "labels": ids}], 0)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
-            torch.autocast("cpu", torch.bfloat16):
+    # without autocast, as on a GPU: the adapters choose their dtype themselves
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         sum_of_losses(model, model.get_base_model(), batch)
     return sum(size for size, _ in kept.values()) / TOKENS
 

@@ -15,8 +15,9 @@ from pipeline.pieces import PIECE_LINES, PIECE_STEP
 from pipeline.progress import progress
 from pipeline.repository_prompts import SourcePiece
 from pipeline.retrieval import QUERY_LINES, Index, Place
+from pipeline.syntax import extension_of, find_grammar
 
-FORMAT = 1  # of what is found: a file of another is not used
+FORMAT = 2  # of what is found: a file of another is not used
 SAVE_SECONDS = 120  # of looking for pieces, at most, that a kill loses
 SETTINGS = {"format": FORMAT, "piece_lines": PIECE_LINES, "piece_step": PIECE_STEP,
             "query_lines": QUERY_LINES}
@@ -86,7 +87,9 @@ class RepositoryFiles:
         `identity`: the hash of the data set.  Several processes that ask for the same wait for the first.
         """
         keys = [request.key() for request in requests]
-        header = {**SETTINGS, "data_hash": identity, "pieces": number}
+        grammars = sorted({grammar.name for extension in {extension_of(path) for path in self.paths}
+                           if (grammar := find_grammar(extension))})
+        header = {**SETTINGS, "data_hash": identity, "pieces": number, "grammars": grammars}
         asked = dict(zip(keys, requests, strict=True))
         if cache is None:
             known: dict[str, list] = {}
@@ -116,7 +119,7 @@ class RepositoryFiles:
                       shown=bool(missing)) as bar:
             for repository, keys in missing.items():
                 rows = self.rows.get(repository, [])
-                index = Index(self.files[row]["text"] for row in rows)
+                index = Index((self.files[row]["text"] for row in rows), (self.paths[row] for row in rows))
                 inside = {row: i for i, row in enumerate(rows)}
                 kin: dict[str | int, list[int]] = {}
                 for key in keys:
