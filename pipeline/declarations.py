@@ -6,7 +6,7 @@ from pipeline.syntax import extension_of, find_grammar
 
 # Kinds of nodes as the grammars name them, in all languages: `function_declaration`, `class_definition`,
 # `impl_item`, `secondary_constructor` ...
-DECLARATION = re.compile(r"(?:declaration|definition|_item|_alias|constructor|_object|^method|^class|^module)$")
+DECLARATION = re.compile(r"(?:declaration|definition|_item|_alias|constructor|_object|^method|^class|^mod)$")
 # Not entered: a declaration within code is a part of that code, and these hold no others.
 CODE = re.compile(r"function|method|constructor|property|field|statement|expression|lambda|comment|import|"
                   r"package|parameter|type")
