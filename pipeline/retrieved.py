@@ -79,22 +79,29 @@ class RepositoryFiles:
         """Return a piece and all that follows it in its file."""
         return self.files[place.file]["text"][place.begin:]
 
-    def find(self, requests: Sequence[Request], number: int, identity: str,
-             cache: Path | None) -> list[list[Place]]:
+    def hash(self) -> str:
+        """Return the SHA-256 of what pieces are taken from, whichever way the data set came here."""
+        digest = hashlib.sha256()
+        for rows in self.files.select_columns(["repository", "path", "text"]).iter(batch_size=100):
+            for row in zip(rows["repository"], rows["path"], rows["text"], strict=True):
+                digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+    def find(self, requests: Sequence[Request], number: int, cache: Path | None) -> list[list[Place]]:
         """Return for each request at most `number` places, the best first, from the file `cache` as far as it
         has them; the others are looked for, and kept there.  Without one, nothing is kept.
 
-        `identity`: the hash of the data set.  Several processes that ask for the same wait for the first.
+        Several processes that ask for the same wait for the first.
         """
         keys = [request.key() for request in requests]
         grammars = sorted({grammar.name for extension in {extension_of(path) for path in self.paths}
                            if (grammar := find_grammar(extension))})
-        header = {**SETTINGS, "data_hash": identity, "pieces": number, "grammars": grammars}
         asked = dict(zip(keys, requests, strict=True))
         if cache is None:
             known: dict[str, list] = {}
             self._complete(known, asked, number, lambda: None)
             return [[Place(*place) for place in known[key]] for key in keys]
+        header = {**SETTINGS, "files_hash": self.hash(), "pieces": number, "grammars": grammars}
         known = _read(cache, header)
         if not set(keys) <= set(known):
             try:

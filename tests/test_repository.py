@@ -11,10 +11,12 @@ from repository_runs import save_repository
 from repository_runs import source as source_text
 
 import benchmarking
+from pipeline.datasets import load_files
 from pipeline.evaluation.baselines import lines_behind
 from pipeline.evaluation.repository import WITHOUT, choose_form, repository_task, without_answers
 from pipeline.evaluation.tasks import Task, kotlin_task, prompt_ids, prompts_of
 from pipeline.repository_prompts import COMMENTED, MANIFEST_ENTRY
+from pipeline.retrieved import RepositoryFiles
 from pipeline.tokenizers import encode_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
@@ -119,7 +121,8 @@ def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
     assert sum(".kotlin-60-repository-400." in name for name in names) == 2
     kept = port.with_name(f"{port.name}.pieces.json")
     before = kept.read_bytes()
-    assert json.loads(before)["header"]["data_hash"] == "port24"
+    whole = RepositoryFiles(load_files(str(port))["train"], "port")
+    assert json.loads(before)["header"]["files_hash"] == whole.hash()
     benchmarking.main(arguments(own, tmp_path / "results", "--batch_size", 3, *options))
     assert "12 of 12 examples found" in capsys.readouterr().err
     assert kept.read_bytes() == before

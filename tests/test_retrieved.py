@@ -39,7 +39,7 @@ REQUESTS = [*(Request(TRAIN[i]["repository"], query_of(TRAIN[i]["text"][:300]), 
 def test_pieces_come_from_the_own_repository_and_never_from_the_file(tmp_path: Path) -> None:
     """A model is shown the file that it is taught, or code of another project."""
     source = RepositoryFiles(TRAIN, "data")
-    found = source.find(REQUESTS, 4, "hash", tmp_path / "pieces.json")
+    found = source.find(REQUESTS, 4, tmp_path / "pieces.json")
     assert found[-1] == []
     for request, places in zip(REQUESTS[:-1], found[:-1], strict=True):
         assert places
@@ -56,8 +56,8 @@ def test_a_test_files_copy_in_train_is_not_shown(tmp_path: Path) -> None:
     own = TRAIN[0]["text"].replace("Step1x3", "Renamed")
     query = query_of(own[:300])
     source = RepositoryFiles(TRAIN, "data")
-    [with_copy] = source.find([Request("one", query, text="val other = 1")], 3, "hash", tmp_path / "a.json")
-    [without] = source.find([Request("one", query, text=own)], 3, "hash", tmp_path / "b.json")
+    [with_copy] = source.find([Request("one", query, text="val other = 1")], 3, tmp_path / "a.json")
+    [without] = source.find([Request("one", query, text=own)], 3, tmp_path / "b.json")
     assert with_copy[0].file == 0
     assert 0 not in {place.file for place in without}
 
@@ -65,19 +65,24 @@ def test_a_test_files_copy_in_train_is_not_shown(tmp_path: Path) -> None:
 def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run looks for everything again; or one is given what was found in another data set."""
     cache, source = tmp_path / "pieces.json", RepositoryFiles(TRAIN, "data")
-    first = source.find(REQUESTS[:5], 4, "hash", cache)
+    first = source.find(REQUESTS[:5], 4, cache)
     built = []
     monkeypatch.setattr(pipeline.retrieved, "Index", lambda *files: built.append(1) or Index(*files))
-    assert source.find(REQUESTS[1:4], 4, "hash", cache) == first[1:4]
+    assert source.find(REQUESTS[1:4], 4, cache) == first[1:4]
     assert not built
-    more = source.find(REQUESTS, 4, "hash", cache)
+    more = source.find(REQUESTS, 4, cache)
     assert built == [1, 1, 1]
     assert more[:5] == first
-    assert source.find(REQUESTS, 4, "hash", cache) == more
+    assert source.find(REQUESTS, 4, cache) == more
     assert built == [1, 1, 1]
-    source.find(REQUESTS[:1], 4, "another hash", cache)
+    # the same rows, brought here in another way, are the same data set; with one more it is another
+    assert RepositoryFiles(Dataset.from_dict(TRAIN[:], TRAIN.features), "owner/data").find(REQUESTS, 4,
+                                                                                         cache) == more
+    assert len(built) == 3
+    changed = RepositoryFiles(Dataset.from_dict(TRAIN[:11], TRAIN.features), "data")
+    changed.find(REQUESTS[:1], 4, cache)
     assert len(built) == 4
-    source.find(REQUESTS[:1], 5, "another hash", cache)
+    changed.find(REQUESTS[:1], 5, cache)
     assert len(built) == 5
 
 
@@ -88,10 +93,10 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: Callable[[str], st
     """A run that was killed, or a disk, leaves a file that breaks every later run or changes what is
     taught."""
     cache, source = tmp_path / "pieces.json", RepositoryFiles(TRAIN, "data")
-    first = source.find(REQUESTS[:3], 4, "hash", cache)
+    first = source.find(REQUESTS[:3], 4, cache)
     whole = cache.read_bytes()
     cache.write_text(damage(cache.read_text()))
-    assert source.find(REQUESTS[:3], 4, "hash", cache) == first
+    assert source.find(REQUESTS[:3], 4, cache) == first
     assert cache.read_bytes() == whole
     assert "damaged; its pieces are looked for again" in capsys.readouterr().err
 
@@ -110,9 +115,9 @@ def test_a_killed_run_loses_little(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Index, "best", killed)
     with pytest.raises(KeyboardInterrupt):
-        source.find(REQUESTS, 4, "hash", cache)
+        source.find(REQUESTS, 4, cache)
     assert len(json.loads(cache.read_text())["found"]) == 3
-    source.find(REQUESTS, 4, "hash", cache)
+    source.find(REQUESTS, 4, cache)
     assert len(asked) == len(REQUESTS) + 1
 
 
@@ -124,7 +129,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pipeline.retrieved, "output_lock", refuse)
     source = RepositoryFiles(TRAIN, "data")
-    assert source.find(REQUESTS, 4, "hash", tmp_path / "pieces.json")[0]
+    assert source.find(REQUESTS, 4, tmp_path / "pieces.json")[0]
     assert "cannot be written; the pieces that are found are not kept" in capsys.readouterr().err
 
 

@@ -11,7 +11,6 @@ from pipeline.contexts import FileTexts, find_cuts
 from pipeline.datasets import load_examples, load_files
 from pipeline.evaluation.scores import Scores, compare
 from pipeline.evaluation.tasks import Example, Task, fold_white_space
-from pipeline.hub import find_manifest
 from pipeline.repository_prompts import (
     Prefixes,
     RepositoryPrompt,
@@ -60,8 +59,7 @@ def repository_task(task: Task, dataset: str, tokens: int, form: RepositoryPromp
     own = [files["test"][numbers[line]] for line in rows["source_line"]]
     requests = [Request(file["repository"], query_of(cut.before), text=file["text"])
                 for file, cut in zip(own, cuts, strict=True)]
-    identity = (find_manifest(dataset, "dataset") or {}).get("data_hash") or files["train"]._fingerprint
-    found = source.find(requests, pieces_needed(tokens), str(identity), cache_of(dataset, output))
+    found = source.find(requests, pieces_needed(tokens), cache_of(dataset, output))
     examples = [dataclasses.replace(
         example, pieces=[source.piece(place) for place in places], path=file["path"],
         repository=name_of_repository(file["repository"]),

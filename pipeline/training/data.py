@@ -150,7 +150,7 @@ def choose_pieces(args: argparse.Namespace, tokenizer: Any, files: Any,
     if not args.repository_fraction:
         raise PipelineError("--repository_fraction 0: no sequence would begin with pieces; give a share, or "
                             "leave --repository_tokens out")
-    pieces = Pieces(args, tokenizer, files, identities["data_hash"])
+    pieces = Pieces(args, tokenizer, files)
     identities |= pieces.described()
     return pieces
 

@@ -48,8 +48,8 @@ class PieceQueries:
 class Pieces:
     """Puts pieces of train before sequences and before validation's contexts."""
 
-    def __init__(self, args: argparse.Namespace, tokenizer: Any, files: Any, identity: str):
-        self.tokens, self.identity, self.files = args.repository_tokens, identity, files
+    def __init__(self, args: argparse.Namespace, tokenizer: Any, files: Any):
+        self.tokens, self.files = args.repository_tokens, files
         self.form: RepositoryPrompt = prompt_form(tokenizer)
         self.prefixes = Prefixes(tokenizer, self.form)
         self.queries = PieceQueries(tokenizer, args.repository_fraction, args.seed)
@@ -59,7 +59,7 @@ class Pieces:
 
     def before(self, requests: list[Request], paths: list[str | None]) -> list[Prefix]:
         """Return what stands before each file of `paths`, for a place in it."""
-        found = self.source.find(requests, pieces_needed(self.tokens), self.identity, self.cache)
+        found = self.source.find(requests, pieces_needed(self.tokens), self.cache)
         return [self.prefixes.before(name_of_repository(request.repository), path,
                                      [self.source.piece(place) for place in places], self.tokens)
                 for request, path, places in zip(requests, paths, found, strict=True)]
