@@ -1,7 +1,8 @@
 """Stage 3 of 5: fine-tune a causal language model on (prompt, completion) examples with QLoRA.
 
 Reads   data/kotlin_prepared_dataset/   files: {"text": str}; pairs: {"prompt": str, "completion": str}
-        --replay_dataset                optional JSONL of the same fields: code that the model must not forget
+        --replay_dataset                optional JSONL of prompt, completion and, where something ends behind
+                                        it, "ends": true; code that the model must not forget
 Writes  models/adapter/                 the LoRA adapter and its tokenizer, report.md, training_curve.jsonl
                                         and .png, manifest.json
         models/adapter.checkpoints/     while it runs; removed when it has ended
