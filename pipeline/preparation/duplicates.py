@@ -91,17 +91,16 @@ def cluster_near_duplicates(signatures: np.ndarray, jaccard: float = NEAR_DUPLIC
     bucket.  Clusters do not depend on the order of the files.
 
     Time: linear in the files, but for sorting them once a band (n log n).  In each band a file is compared
-    with at most MOST_LEADERS others and two neighbours, however many files share its bucket.  Memory: the
-    signatures once more, and 8 bytes a file and band.
+    with at most MOST_LEADERS others and two neighbours, however many files share its bucket.  Memory: 8 bytes
+    a file and band.
     """
     if not len(signatures):
         return np.zeros(0, dtype=np.int64)
     # equal ones by a hash of 64 bits, in its order: among a million signatures two that differ share one with
     # a probability of 3e-8
-    _, first, copy_of = np.unique(_band_keys(signatures, signatures.shape[1])[0], return_index=True,
-                                  return_inverse=True)
-    signatures, links = signatures[first], Links(len(first))
-    keys = _band_keys(signatures, band_rows)
+    _, first, copy_of = np.unique(_band_keys(signatures, slice(None), signatures.shape[1])[0],
+                                  return_index=True, return_inverse=True)
+    links, keys = Links(len(first)), _band_keys(signatures, first, band_rows)
     for band in range(len(keys)):
         order = np.argsort(keys[band], kind="stable")
         key, label = keys[band][order], links.roots(order.tolist())
@@ -110,22 +109,23 @@ def cluster_near_duplicates(signatures: np.ndarray, jaccard: float = NEAR_DUPLIC
         apart = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
         for begin, end in zip(starts[apart].tolist(), ends[apart].tolist(), strict=True):
             members = order[begin:end]
-            if _link_leaders(signatures, members, links, band, jaccard):
+            if _link_leaders(signatures[first[members]], members, links, band, jaccard):
                 # beside each other: those that also agree in the bands that follow
                 following = [keys[(band + step) % len(keys)][members] for step in (2, 1)]
-                _link_neighbours(signatures, members[np.lexsort(following)], links, jaccard)
+                members = members[np.lexsort(following)]
+                _link_neighbours(signatures[first[members]], members, links, jaccard)
     roots = links.roots(range(len(first)))
     representative = first.copy()
     np.minimum.at(representative, roots, first)
     return representative[roots][copy_of.ravel()]
 
 
-def _band_keys(signatures: np.ndarray, band_rows: int) -> np.ndarray:
-    """Return the (bands, files) 64-bit hashes of each band's values."""
-    keys = np.zeros((signatures.shape[1] // band_rows, len(signatures)), dtype=np.uint64)
+def _band_keys(signatures: np.ndarray, chosen: np.ndarray | slice, band_rows: int) -> np.ndarray:
+    """Return the (bands, files) 64-bit hashes of each band's values, of the `chosen` files."""
+    keys = np.zeros((signatures.shape[1] // band_rows, len(signatures[chosen, 0])), dtype=np.uint64)
     for row in range(band_rows):
-        for band, key in enumerate(keys):  # one at a time: no copy of all signatures in 64 bits
-            key += signatures[:, band * band_rows + row]
+        for band, key in enumerate(keys):  # one at a time: no copy of all signatures
+            key += signatures[chosen, band * band_rows + row]
             key += np.uint64(1)
             key *= HASH_FACTOR
     return keys
@@ -136,16 +136,16 @@ def _alike(some: np.ndarray, others: np.ndarray, jaccard: float) -> np.ndarray:
     return np.flatnonzero(np.count_nonzero(some == others, axis=1) >= jaccard * some.shape[1])
 
 
-def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, band: int,
-                  jaccard: float) -> bool:
+def _link_leaders(rows: np.ndarray, members: np.ndarray, links: Links, band: int, jaccard: float) -> bool:
     """Join members of one bucket by comparing some, the leaders, with all; return whether pairs are left.
+    `rows`: the signatures of the members.
 
     None is left where there were few members, or where all that have not led are joined already.  Leaders are
     drawn: of many that are not alike, each leads in some band.
     """
     # labels of this bucket alone: 0, 1, 2 ...
     group = np.unique(links.roots(members.tolist()), return_inverse=True)[1]
-    rows, waiting = signatures[members], np.ones(len(members), dtype=bool)
+    waiting = np.ones(len(members), dtype=bool)
     drawn = np.arange(len(members))
     if len(members) > MOST_LEADERS:  # else all may lead, in any order
         drawn = np.random.default_rng(band).permutation(len(members))
@@ -165,7 +165,7 @@ def _link_leaders(signatures: np.ndarray, members: np.ndarray, links: Links, ban
     return True
 
 
-def _link_neighbours(signatures: np.ndarray, members: np.ndarray, links: Links, jaccard: float) -> None:
-    """Join those of a bucket that are alike and stand beside each other."""
-    for i in _alike(signatures[members[1:]], signatures[members[:-1]], jaccard).tolist():
+def _link_neighbours(rows: np.ndarray, members: np.ndarray, links: Links, jaccard: float) -> None:
+    """Join those of a bucket that are alike and stand beside each other; `rows`: their signatures."""
+    for i in _alike(rows[1:], rows[:-1], jaccard).tolist():
         links.join(int(members[i]), int(members[i + 1]))
