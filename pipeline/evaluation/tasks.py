@@ -143,14 +143,14 @@ def show_prompts(task: Task, tokenizer: Any) -> None:
 
 
 def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, context_tokens: int = 0,
-                tokenizer: Any = None) -> Task | None:
+                tokenizer: Any = None, verify: bool = True) -> Task | None:
     """Return the task of the data set's test split; `max_new_tokens` 0: the length of its chunks.
 
     `context_tokens` 0: the prompt is the pair's chunk, else so many tokens of the file before the cut, in
     whole lines; `tokenizer` counts those that are shown.  None, with a note, where the data set has no files
-    for that.
+    for that.  `verify`: the data set, against its manifest.
     """
-    data = load_examples(dataset, ("test",))["test"]
+    data = load_examples(dataset, ("test",), verify)["test"]
     if not len(data):
         raise PipelineError(f"--dataset {dataset}: its test split is empty; "
                             "run preprocess_data.py on more files")
