@@ -45,8 +45,7 @@ class Project:
         """Find the pieces for the place between `before` and `behind` of `file`, once for all models."""
         self.name, self.tokens = folder.resolve().name, tokens
         files = read_folder(folder, file.suffix)
-        index = Index((text for _, text in files), (path for path, _ in files))
-        whole = before + behind
+        index, whole = Index(text for _, text in files), before + behind
         inside = file.resolve().is_relative_to(folder.resolve())
         self.path = file.resolve().relative_to(folder.resolve()).as_posix() if inside else file.name
         own = [i for i, (path, _) in enumerate(files) if inside and path == self.path]

@@ -29,7 +29,7 @@ def measure_search(dataset: str) -> None:
     process = psutil.Process()
     texts = files["train"]["text"][:]
     before, started, clock = process.memory_info().rss, time.process_time(), time.perf_counter()
-    index = Index(texts, files["train"]["path"][:])
+    index = Index(texts)
     cpu, wall = time.process_time() - started, time.perf_counter() - clock
     kept = (sum(index.scorer.scores[name].nbytes for name in ("data", "indices", "indptr"))
             + index.copies.hashes.nbytes + index.copies.files.nbytes + index.places.nbytes)

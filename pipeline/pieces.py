@@ -1,9 +1,7 @@
 """Pieces of files: what is looked for in a repository, and the words by which it is found."""
-import bisect
 import re
 import zlib
 from array import array
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,29 +49,9 @@ class Piece(NamedTuple):
     words: np.ndarray
 
 
-def windows_of(lines: int, declarations: Sequence[int] = ()) -> list[tuple[int, int]]:
-    """Return (first line, line behind the last) of the pieces of a file of so many lines.
-
-    A piece has at most PIECE_LINES lines and the next begins PIECE_STEP lines further down; where one of the
-    `declarations` (lines at which one begins, sorted) is within reach, the piece ends before the last of them
-    in its second half, and the next begins at the first of them that far down, or else at the last before.
-    """
-    marks = sorted({*declarations, lines})
-    first, found = 0, []
-    while True:
-        reach = marks[bisect.bisect(marks, first):bisect.bisect(marks, first + PIECE_LINES)]
-        far = [mark for mark in reach if mark >= first + PIECE_STEP]
-        last = far[-1] if far else min(first + PIECE_LINES, lines)
-        found.append((first, last))
-        if last >= lines:
-            return found
-        starts = [mark for mark in reach if mark <= last]
-        later = [mark for mark in starts if first + PIECE_STEP <= mark]
-        first = later[0] if later else starts[-1] if starts else min(first + PIECE_STEP, last)
-
-
-def pieces_of(text: str, words: np.ndarray, declarations: Sequence[int] = ()) -> list[Piece]:
-    """Return the pieces of a file (`windows_of`), without blank lines at their ends.
+def pieces_of(text: str, words: np.ndarray) -> list[Piece]:
+    """Return the pieces of a file: PIECE_LINES lines, every PIECE_STEP lines, without blank lines at their
+    ends.
 
     Left out: pieces without a word, and those with a line of more than LONGEST_LINE characters.  `words`:
     what `Vocabulary.read` gives for the text.  Time: linear.
@@ -86,8 +64,8 @@ def pieces_of(text: str, words: np.ndarray, declarations: Sequence[int] = ()) ->
     word_begins, word_ends = [0, *(line_ends + 1).tolist()], [*line_ends.tolist(), len(words)]
     long = {i for i, (begin, end) in enumerate(zip(begins, ends, strict=True)) if end - begin > LONGEST_LINE}
     found = []
-    for first, behind in windows_of(len(ends), declarations):
-        last = behind - 1
+    for first in range(0, max(1, len(ends) - (PIECE_LINES - PIECE_STEP)), PIECE_STEP):
+        last = min(first + PIECE_LINES, len(ends)) - 1
         inside = words[word_begins[first]:word_ends[last]]
         inside = inside[inside != LINE_END]
         if not len(inside) or (long and not long.isdisjoint(range(first, last + 1))):

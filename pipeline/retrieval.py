@@ -2,14 +2,12 @@
 
 BM25 (Robertson and Zaragoza 2009, in the form of Lucene) over the words of pieces, by bm25s.
 """
-import itertools
 import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.declarations import declaration_lines
 from pipeline.near_copies import NearCopies
 from pipeline.pieces import Vocabulary, pieces_of, shingles_of
 
@@ -40,21 +38,17 @@ class Index:
     and while it is built, 1.5 kB more.  Nothing depends on the order of anything but the files.
     """
 
-    def __init__(self, texts: Iterable[str], paths: Iterable[str | None] | None = None):
-        """Read the files' texts, once; a file is named by its number in their order.
-
-        Where their `paths` are given, pieces are cut at declarations in the languages that have a grammar.
-        """
+    def __init__(self, texts: Iterable[str]):
+        """Read the files' texts, once; a file is named by its number in their order."""
         import bm25s  # 0.8 s, which only runs that retrieve pay
 
         self.vocabulary = Vocabulary()
         words: list[list[int]] = []
         shingles: list[np.ndarray] = []
         places: list[tuple[int, int, int, int]] = []  # file, begin, end, hash of the words
-        named = zip(texts, itertools.repeat("") if paths is None else paths, strict=False)
-        for file, (text, path) in enumerate(named):
+        for file, text in enumerate(texts):
             numbers = self.vocabulary.read(text)
-            for piece in pieces_of(text, numbers, [] if path == "" else declaration_lines(text, path)):
+            for piece in pieces_of(text, numbers):
                 places.append((file, piece.begin, piece.end, zlib.crc32(piece.words.tobytes())))
                 words.append(piece.words.tolist())
             shingles.append(shingles_of(numbers, self.vocabulary))

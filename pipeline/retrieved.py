@@ -15,9 +15,8 @@ from pipeline.pieces import PIECE_LINES, PIECE_STEP
 from pipeline.progress import progress
 from pipeline.repository_prompts import SourcePiece
 from pipeline.retrieval import QUERY_LINES, Index, Place
-from pipeline.syntax import extension_of, find_grammar
 
-FORMAT = 2  # of what is found: a file of another is not used
+FORMAT = 1  # of what is found: a file of another is not used
 SAVE_SECONDS = 120  # of looking for pieces, at most, that a kill loses
 SETTINGS = {"format": FORMAT, "piece_lines": PIECE_LINES, "piece_step": PIECE_STEP,
             "query_lines": QUERY_LINES}
@@ -94,14 +93,12 @@ class RepositoryFiles:
         Several processes that ask for the same wait for the first.
         """
         keys = [request.key() for request in requests]
-        grammars = sorted({grammar.name for extension in {extension_of(path) for path in self.paths}
-                           if (grammar := find_grammar(extension))})
         asked = dict(zip(keys, requests, strict=True))
         if cache is None:
             known: dict[str, list] = {}
             self._complete(known, asked, number, lambda: None)
             return [[Place(*place) for place in known[key]] for key in keys]
-        header = {**SETTINGS, "files_hash": self.hash(), "pieces": number, "grammars": grammars}
+        header = {**SETTINGS, "files_hash": self.hash(), "pieces": number}
         known = _read(cache, header)
         if not set(keys) <= set(known):
             try:
@@ -126,7 +123,7 @@ class RepositoryFiles:
                       shown=bool(missing)) as bar:
             for repository, keys in missing.items():
                 rows = self.rows.get(repository, [])
-                index = Index((self.files[row]["text"] for row in rows), (self.paths[row] for row in rows))
+                index = Index(self.files[row]["text"] for row in rows)
                 inside = {row: i for i, row in enumerate(rows)}
                 kin: dict[str | int, list[int]] = {}
                 for key in keys:

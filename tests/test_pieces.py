@@ -1,6 +1,4 @@
 """pipeline/pieces.py: the words of code, and the pieces that files are cut into."""
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +13,6 @@ from pipeline.pieces import (
     Vocabulary,
     pieces_of,
     shingles_of,
-    windows_of,
 )
 
 LINES = st.lists(st.sampled_from(("fun getName() {\n", "\n", "    \n", "}\n", "val a = 1\n", "\t// größe\n",
@@ -84,26 +81,6 @@ def test_pieces_are_windows_of_lines() -> None:
     assert [piece[0] for piece in found] == ["line0", "line10", "line20", "line30"]
     assert [len(piece) for piece in found] == [20, 20, 20, 15]
     assert PIECE_STEP < PIECE_LINES
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 150), st.sets(st.integers(0, 150)))
-def test_windows_cover_every_line(lines: int, declarations: set[int]) -> None:
-    """With declarations at some places, lines are in no piece, or cutting a file never ends."""
-    windows = windows_of(lines, sorted(line for line in declarations if line < lines))
-    assert windows[0][0] == 0
-    assert windows[-1][1] == lines
-    assert all(last - first <= PIECE_LINES for first, last in windows)
-    for (first, last), (following, end) in itertools.pairwise(windows):
-        assert first < following <= last < end
-
-
-def test_pieces_are_cut_at_declarations() -> None:
-    """A piece that is shown begins or ends in the middle of a function, where a whole one has room."""
-    assert windows_of(40, [4, 9, 16, 25, 33]) == [(0, 16), (16, 33), (33, 40)]
-    # of a function longer than a piece, windows; behind it, again from its neighbour on
-    assert windows_of(70, [3, 45, 60]) == [(0, 20), (3, 23), (13, 33), (23, 43), (33, 45), (45, 60), (60, 70)]
-    assert windows_of(0) == [(0, 0)]
 
 
 def test_one_line_of_a_megabyte_gives_no_piece() -> None:

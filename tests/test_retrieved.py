@@ -67,7 +67,7 @@ def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     cache, source = tmp_path / "pieces.json", RepositoryFiles(TRAIN, "data")
     first = source.find(REQUESTS[:5], 4, cache)
     built = []
-    monkeypatch.setattr(pipeline.retrieved, "Index", lambda *files: built.append(1) or Index(*files))
+    monkeypatch.setattr(pipeline.retrieved, "Index", lambda texts: built.append(1) or Index(texts))
     assert source.find(REQUESTS[1:4], 4, cache) == first[1:4]
     assert not built
     more = source.find(REQUESTS, 4, cache)
