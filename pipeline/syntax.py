@@ -23,6 +23,15 @@ MOST_STEPS = 4_000  # of the parser, in hundreds
 MOST_REREAD = 1 << 27  # bytes: times that it goes back in a text, times the text's length
 
 
+def with_line_end(source: bytes) -> bytes:
+    """Return a text that ends with a line end, as the parser has to be given it.
+
+    Kotlin's grammar in version 1.1.0 never comes back from a text whose last line is `@Name` behind an
+    expression: it looks for white space beyond the end, where nothing can stop it.
+    """
+    return source if source.endswith(b"\n") else source + b"\n"
+
+
 class Grammar:
     """A language's grammar, and a parser for it."""
 
@@ -31,11 +40,12 @@ class Grammar:
         self.parser = tree_sitter.Parser(language)
 
     def parse(self, source: bytes) -> tree_sitter.Tree | None:
-        """Return the syntax tree of a text in UTF-8; None where it would take more than MOST_STEPS or
-        MOST_REREAD.
+        """Return the syntax tree of a text in UTF-8 (`with_line_end`); None where it would take more than
+        MOST_STEPS or MOST_REREAD.
 
         The parser is one for all texts, broken ones too: what does not parse is in the tree as an error.
         """
+        source = with_line_end(source)
         view, reads, steps = memoryview(source), 0, 0
 
         def read(place: int, point: Any) -> memoryview:

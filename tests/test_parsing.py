@@ -28,6 +28,9 @@ BEFORE = "package a\n\nclass A {\n    fun f(x: Int): Int {\n        val y = "
     (BEFORE, "\"a\\", False, True), (BEFORE, "'", False, True), (BEFORE, "`a b", False, True),
     (BEFORE, "x // what ] follows", False, True), (BEFORE, "x /* what ] /* follows */", False, True),
     (BEFORE, "x /* what */ ] y + z", False, False),
+    # the parser would never come back from a text that ends here
+    (BEFORE, "x\n    }\n\n    val p = f()\n\n    @", False, True),
+    ("val x = 1\n@", "Foo val y = 2\n", True, True),
     ("fun f() { val a = lis", "tOf(1, 2)\n}\n", True, True),  # a word on both sides of the cursor
     ("fun f() { va", "l a = 1 }\n", True, True),
     ("class A { ov", "en fun f() {}", True, False),

@@ -14,7 +14,7 @@ import tree_sitter
 from pipeline.contexts import FileTexts
 from pipeline.evaluation.braces import BlockEnd
 from pipeline.evaluation.tasks import Task
-from pipeline.syntax import find_grammar, language_of
+from pipeline.syntax import find_grammar, language_of, with_line_end
 
 LITERALS = ("kotlin", "java")  # the languages whose open strings and comments `BlockEnd` knows
 _LAST_WORD = re.compile(r"[\w$]+\Z")
@@ -106,9 +106,9 @@ class ParsedPrefix:
         literals = self.literals.copy()
         literals.feed(text)
         text += literals.closing(text)
-        source, begin = self.source + text.encode(), len(self.source)
-        tree = self.tree.copy()
-        tree.edit(begin, begin, len(source), point_of(self.source), point_of(self.source), point_of(source))
+        source, begin = with_line_end(self.source + text.encode()), len(self.source)
+        parsed, tree = with_line_end(self.source), self.tree.copy()
+        tree.edit(begin, len(parsed), len(source), point_of(self.source), point_of(parsed), point_of(source))
         log = ErrorLog(source)
         tree_sitter.Parser(self.language, logger=log).parse(source, tree)
         if not log.errors:
