@@ -48,9 +48,10 @@ def functions(source: str) -> Iterator[tuple[str, str]]:
         if first < node.lineno or node.end_lineno <= first:
             continue  # all on one line
         whole = list(io.StringIO(textwrap.dedent("".join(lines[node.lineno - 1:node.end_lineno]))))
-        prompt, body = (whole[:first - node.lineno + 1], whole[first - node.lineno + 1:])
-        if len("".join(body)) <= MAX_BODY_CHARACTERS:
-            yield "".join(prompt), "".join(body)
+        cut = first - node.lineno + 1
+        prompt, body = "".join(whole[:cut]), "".join(whole[cut:])
+        if len(body) <= MAX_BODY_CHARACTERS:
+            yield prompt, body
 
 
 def rows(source: str) -> Iterator[dict[str, object]]:

@@ -1,4 +1,5 @@
 """The pieces of a data set's train split that belong before its files, found once and kept in a file."""
+import functools
 import hashlib
 import json
 import sys
@@ -78,7 +79,8 @@ class RepositoryFiles:
         """Return a piece and all that follows it in its file."""
         return self.files[place.file]["text"][place.begin:]
 
-    def hash(self) -> str:
+    @functools.cached_property
+    def files_hash(self) -> str:
         """Return the SHA-256 of what pieces are taken from, whichever way the data set came here."""
         digest = hashlib.sha256()
         for rows in self.files.select_columns(["repository", "path", "text"]).iter(batch_size=100):
@@ -98,7 +100,7 @@ class RepositoryFiles:
             known: dict[str, list] = {}
             self._complete(known, asked, number, lambda: None)
             return [[Place(*place) for place in known[key]] for key in keys]
-        header = {**SETTINGS, "files_hash": self.hash(), "pieces": number}
+        header = {**SETTINGS, "files_hash": self.files_hash, "pieces": number}
         known = _read(cache, header)
         if not set(keys) <= set(known):
             try:

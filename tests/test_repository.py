@@ -122,7 +122,7 @@ def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
     kept = port.with_name(f"{port.name}.pieces.json")
     before = kept.read_bytes()
     whole = RepositoryFiles(load_files(str(port))["train"], "port")
-    assert json.loads(before)["header"]["files_hash"] == whole.hash()
+    assert json.loads(before)["header"]["files_hash"] == whole.files_hash
     benchmarking.main(arguments(own, tmp_path / "results", "--batch_size", 3, *options))
     assert "12 of 12 examples found" in capsys.readouterr().err
     assert kept.read_bytes() == before
