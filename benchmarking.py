@@ -18,10 +18,10 @@ on the same examples: 0 behind the pair's own chunk, else behind the last whole 
 cut that have so many tokens at most.  Where the models have infilling tokens it is asked once more, behind
 the longest context and with --suffix_tokens of what stands behind the completion.  With --repository_tokens
 it is asked again behind the longest context, with pieces of the train split's files before it (by BM25, never
-of the file's near-copies), in the form that the fine-tuned model was taught.  A Kotlin prediction stops at
-the end-of-text token or after --max_new_tokens.  Kotlin methods are asked as CodeXGLUE asks for Python's:
-behind the longest context, the KDoc and the signature; they stop at the brace that closes their body.  Each
-model reads and writes with its own tokenizer, an adapter with its base's.
+of the file's near-copies), in the form that the fine-tuned model was taught; for the middle too, where that
+is asked.  A Kotlin prediction stops at the end-of-text token or after --max_new_tokens.  Kotlin methods are
+asked as CodeXGLUE asks for Python's: behind the longest context, the KDoc and the signature; they stop at the
+brace that closes their body.  Each model reads and writes with its own tokenizer, an adapter with its base's.
 
 References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
 of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized
@@ -156,8 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
              "again with at most so many tokens of the text behind each completion; 0: not (default: "
              "%(default)s)")
     add("--repository_tokens", type=non_negative_int, default=0,
-        help="the Kotlin set with the longest context is asked a second time, with at most so many tokens of "
-             "pieces of other files of the repository before it; 0: not (default: %(default)s)")
+        help="the Kotlin set with the longest context, and infilling, are asked a second time, with at most "
+             "so many tokens of pieces of the repository's other files before; 0: not (default: %(default)s)")
     add("--sample", type=non_negative_int,
         help="examples drawn from each set; 0: all (default: 500, or 200 on a CPU that would need more than "
              "half an hour for 500)")

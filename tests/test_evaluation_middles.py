@@ -150,15 +150,18 @@ def test_the_benchmark_asks_for_the_middle(tmp_path: Path, folders: SimpleNamesp
               for seed, name in enumerate(("base", "tuned"))]
     asked = SimpleNamespace(**vars(with_files(folders, tmp_path / "data")) | dict(
         zip(("base", "merged"), models, strict=True)))
-    flags = ("--context_tokens", 30, "--suffix_tokens", 20, "--sample", 4)
+    flags = ("--context_tokens", 30, "--suffix_tokens", 20, "--repository_tokens", 40, "--sample", 4)
     metrics = run_stage(asked, tmp_path / "results", *flags)
-    assert list(metrics["sets"])[1:] == ["Kotlin, 30 tokens of context", "Kotlin, infilling"]
+    kotlin, pieces = "Kotlin, 30 tokens of context", "40 of the repository"
+    assert list(metrics["sets"])[1:] == [kotlin, f"{kotlin}, {pieces}", "Kotlin, infilling",
+                                         f"Kotlin, infilling, {pieces}"]
+    assert {"base", "fine_tuned"} == set(metrics["sets"][f"Kotlin, infilling, {pieces}"]["gain"])
     entry = metrics["sets"]["Kotlin, infilling"]
     assert entry["reference_ended"] == 100
     assert "fine-tuned:psm with <|fim_prefix|> <|fim_suffix|> <|fim_middle|>" in entry["signature"]
     assert {"next line exact, %", "next line similarity", "edit similarity", "ended by itself, %",
             "loss, nats a token"} <= set(entry["scores"])
-    files = [name for name in predictions(tmp_path / "results") if "kotlin-30-infilling" in name]
+    files = [name for name in predictions(tmp_path / "results") if "kotlin-30-infilling." in name]
     assert len(files) == 2
     first = (tmp_path / "results" / "predictions" / files[0]).read_text().splitlines()[0]
     header = json.loads(first)["header"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import infilling_runs
 import pytest
 import tiny_models
 from evaluation_runs import arguments, make_other_tokenizer, prediction_files, run_stage
@@ -13,8 +14,11 @@ from repository_runs import source as source_text
 import benchmarking
 from pipeline.datasets import load_files
 from pipeline.evaluation.baselines import lines_behind
+from pipeline.evaluation.candidates import ModelSource
+from pipeline.evaluation.middles import choose_formats, infilling_task, task_of
 from pipeline.evaluation.repository import WITHOUT, choose_form, repository_task, without_answers
 from pipeline.evaluation.tasks import Task, kotlin_task, prompt_ids, prompts_of
+from pipeline.infilling import find_format
 from pipeline.repository_prompts import COMMENTED, MANIFEST_ENTRY
 from pipeline.retrieved import RepositoryFiles
 from pipeline.tokenizers import encode_prompts
@@ -89,6 +93,35 @@ def test_answers_in_the_pieces_are_found(port: Path, tmp_path: Path) -> None:
     assert len(rest) == len(asked.examples) - len(inside)
     assert not any(example.in_pieces for example in rest)
     assert without_answers("Kotlin", rest) == without_answers("Kotlin", inside) == {}
+
+
+@pytest.mark.parametrize("marks", [infilling_runs.MARKS, infilling_runs.UNUSED])
+def test_pieces_stand_before_the_marks(port: Path, tmp_path: Path, marks: tuple[str, ...]) -> None:
+    """Of pieces and the text behind the cursor, a model is asked with one only, or with the pieces between
+    the marks, where it would take them for its file."""
+    tokenizer = infilling_runs.with_tokens(*marks)
+    models = [ModelSource("base", "1"), ModelSource("tuned", "2")]
+    given = list(marks) if marks is infilling_runs.UNUSED else None
+    manifest = {"infilling": find_format(tokenizer, "", None, given).described()}
+    assert choose_formats(models, [tokenizer, tokenizer], manifest)
+    plain = kotlin_task(str(port), 0, 0, 12, 60, tokenizer)
+    with_pieces = repository_task(plain, str(port), 400, COMMENTED, tokenizer, tmp_path)
+    middle, both = (infilling_task(task, 20, models) for task in (plain, with_pieces))
+    assert (middle.name, both.name, both.twin, middle.twin) == (
+        "Kotlin, infilling", "Kotlin, infilling, 400 of the repository", "Kotlin, infilling", "")
+    assert [*both.parts] == [f"{both.name}, {WITHOUT}"]
+    assert all(example.ends for example in both.examples)
+    for model in models:
+        rows = [prompt_ids(task_of(task, model), tokenizer) for task in (middle, both, with_pieces)]
+        for alone, ids, example, behind in zip(rows[0], rows[1], both.examples, rows[2], strict=True):
+            assert ids[-len(alone):] == alone
+            pieces = tokenizer.decode(ids[:-len(alone)])
+            assert pieces.endswith(f"// {example.path}\n")
+            assert tokenizer.decode(behind).startswith(pieces)
+            assert not {*marks} & {*tokenizer.convert_ids_to_tokens(ids[:-len(alone)])}
+            # the base was not taught marks that were given by hand
+            marked = ids[-len(alone)] == tokenizer.convert_tokens_to_ids(marks[0])
+            assert marked is (model is models[1] or marks is infilling_runs.MARKS)
 
 
 def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import datasets
+import infilling_runs
 import numpy as np
 import pytest
 import tiny_models
@@ -25,10 +26,10 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_repository(tmp_path_factory.mktemp("repository") / "data")
 
 
-def encoded(model: Path, port: Path, *options: object, context: int = 512) -> Data:
-    """Return what a run learns from."""
+def encoded(model: Path, port: Path, *options: object, context: int = 512, marks: tuple = ()) -> Data:
+    """Return what a run learns from, with a vocabulary that has `marks` too."""
     args = arguments(model, port, "--dry_run", *OPTIONS, *options)
-    return encode_splits(args, tiny_models.make_tokenizer(), 0.1, context)
+    return encode_splits(args, infilling_runs.with_tokens(*marks), 0.1, context)
 
 
 def test_the_labels_are_those_without_pieces(model_folder: Path, port: Path) -> None:
@@ -52,6 +53,24 @@ def test_the_labels_are_those_without_pieces(model_folder: Path, port: Path) -> 
         assert own not in pieces
         assert tokenizer.decode(one["input_ids"], skip_special_tokens=True) in paths[own]
         assert set(pieces) < set(paths)  # of train alone
+
+
+def test_pieces_stand_before_a_middle(model_folder: Path, port: Path) -> None:
+    """A model is asked for the middle behind pieces, and was never taught so; or they stand between marks."""
+    how, marks = ("--fim_rate", 0.9), infilling_runs.MARKS
+    plain = encoded(model_folder, port, "--repository_tokens", 0, *how, marks=marks)
+    found = encoded(model_folder, port, "--repository_fraction", 1.0, *how, marks=marks)
+    numbers = plain.infilling.format.numbers
+    infilled = [set(numbers) <= set(plain.train[i]["input_ids"]) for i in range(len(plain.train))]
+    assert sum(infilled) > len(infilled) / 2
+    for i, is_infilled in enumerate(infilled):
+        one, other = plain.train[i], found.train[i]
+        added = len(other["input_ids"]) - len(one["input_ids"])
+        assert 0 < added <= 240
+        assert other["input_ids"][added:] == one["input_ids"]
+        assert other["labels"] == [IGNORED_LABEL] * added + one["labels"]
+        assert not set(numbers) & set(other["input_ids"][:added])
+        assert (other["input_ids"][added] == numbers[0]) is is_infilled
 
 
 def test_a_share_of_the_sequences_is_chosen(model_folder: Path, port: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.contexts import first_lines
 from pipeline.evaluation.candidates import ModelSource
+from pipeline.evaluation.repository import name_with_pieces, without_answers
 from pipeline.evaluation.tasks import CHARACTERS_KEPT, Task
 from pipeline.infilling import (
     InfillingFormat,
@@ -58,6 +59,8 @@ def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource
     lines; None, with a note, where the data set has no files to take them from.
 
     Every reference ends where that text begins.  `sources`: the models, whose formats its settings name.
+    What stands before the context of `task`, pieces of the repository, stands before the format's marks too,
+    as Qwen2.5-Coder was taught it; the twin of such a set is the one without them.
     """
     if any(example.after is None for example in task.examples):
         note(f"{NAME} is left out: the data set holds no whole files")
@@ -69,8 +72,11 @@ def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource
         "prompt": f"{task.settings['prompt']} and {suffix_tokens} tokens behind",
         "base": format_name(sources[0].infilling), "fine-tuned": format_name(sources[1].infilling),
         "suffix_hash": hashlib.sha256(json.dumps([e.after for e in examples]).encode()).hexdigest()}
-    return dataclasses.replace(task, name=NAME, examples=examples, settings=settings,
-                               suffix_tokens=suffix_tokens, asked=[])
+    pieces = task.repository_tokens
+    name = name_with_pieces(NAME, pieces) if pieces else NAME
+    return dataclasses.replace(task, name=name, examples=examples, settings=settings,
+                               suffix_tokens=suffix_tokens, asked=[], twin=NAME if pieces else "",
+                               parts=without_answers(name, examples) if pieces else {})
 
 
 def task_of(task: Task, source: ModelSource) -> Task:

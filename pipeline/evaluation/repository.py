@@ -69,13 +69,18 @@ def repository_task(task: Task, dataset: str, tokens: int, form: RepositoryPromp
     settings = task.settings | {"pieces": f"{tokens} tokens of the repository, {form.describe()}",
                                 "pieces_hash": hashlib.sha256(pieces.encode()).hexdigest()}
     asked = dataclasses.replace(
-        task, name=f"{task.name}, {tokens} of the repository", examples=examples, settings=settings,
+        task, name=name_with_pieces(task.name, tokens), examples=examples, settings=settings,
         repository_tokens=tokens, twin=task.name,
         put_before=lambda own, contexts: put_pieces_before(own, form, examples, contexts, tokens))
     for example, text in zip(examples, task.examples, strict=True):
         show_pieces(example, text.prompt, Prefixes(tokenizer, form), tokens)
     asked.parts = without_answers(asked.name, examples)
     return asked
+
+
+def name_with_pieces(name: str, tokens: int) -> str:
+    """Return the name of the set `name` where so many tokens of the repository stand before it."""
+    return f"{name}, {tokens} of the repository"
 
 
 def put_pieces_before(tokenizer: Any, form: RepositoryPrompt, examples: list[Example],

@@ -28,7 +28,8 @@ def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, prec
     budget = args.max_new_tokens or chunk_tokens(args.dataset)
     # a measured rate differs between processes, and so might what is drawn
     lengths = contexts + [max(contexts) + args.suffix_tokens] * bool(infilling)
-    lengths += [max(contexts) + args.repository_tokens] * bool(args.repository_tokens)
+    if args.repository_tokens:  # each of these a second time, with pieces
+        lengths += [length + args.repository_tokens for length in lengths[len(contexts) - 1:]]
     sample = processes.agree(lambda: choose_sample(args.sample, base, lengths, budget, precision))
     if args.sample is None and processes.rank == 0:
         print(f"{sample} examples of each set (--sample chooses)", file=sys.stderr)
@@ -38,11 +39,13 @@ def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, prec
         kotlin = [kotlin_task(args.dataset, sample, args.seed, budget)]
     kotlin = list(filter(None, kotlin))
     longest = max(kotlin, key=lambda task: task.context_tokens)
-    if infilling:
-        kotlin.append(infilling_task(longest, args.suffix_tokens, infilling))
+    asked = [longest]  # without and with pieces of the repository
     if args.repository_tokens:
-        kotlin.append(repository_task(longest, args.dataset, args.repository_tokens, form, tokenizer,
-                                      args.output_dir))
+        asked.append(repository_task(longest, args.dataset, args.repository_tokens, form, tokenizer,
+                                     args.output_dir))
+    kotlin.extend(asked[1:])
+    if infilling:
+        kotlin.extend(infilling_task(task, args.suffix_tokens, infilling) for task in filter(None, asked))
     methods = methods_task(args.dataset, sample, args.seed, args.max_new_tokens, max(contexts), tokenizer)
     return [codexglue_task(args.codexglue_file, sample, args.seed), *filter(None, [*kotlin, methods])]
 
