@@ -21,6 +21,7 @@ LANGUAGES = {".kt": "kotlin", ".kts": "kotlin", ".java": "java", ".py": "python"
 # machine.  Of JetBrains/kotlin 1.3.31, the file that costs most takes 2,942 (476 kB) and 119 million.
 MOST_STEPS = 4_000  # of the parser, in hundreds
 MOST_REREAD = 1 << 27  # bytes: times that it goes back in a text, times the text's length
+LARGEST_PIECE = 14  # of a text, as a power of two: bytes that the parser is given at a time
 
 
 def with_line_end(source: bytes) -> bytes:
@@ -33,11 +34,14 @@ def with_line_end(source: bytes) -> bytes:
 
 
 class Grammar:
-    """A language's grammar, and a parser for it."""
+    """A language's grammar, and a parser for it; one text at a time."""
 
     def __init__(self, name: str, language: tree_sitter.Language):
         self.name, self.language = name, language
         self.parser = tree_sitter.Parser(language)
+        # The library (0.26) never lets go of what it is given to read.  These are the same for all texts:
+        # else every text that was ever parsed would stay in memory.
+        self.pieces = [bytearray(1 << power) for power in range(LARGEST_PIECE + 1)]
 
     def parse(self, source: bytes) -> tree_sitter.Tree | None:
         """Return the syntax tree of a text in UTF-8 (`with_line_end`); None where it would take more than
@@ -46,17 +50,22 @@ class Grammar:
         The parser is one for all texts, broken ones too: what does not parse is in the tree as an error.
         """
         source = with_line_end(source)
-        view, reads, steps = memoryview(source), 0, 0
+        view, expected, jumps, steps = memoryview(source), 0, 0, 0
 
-        def read(place: int, point: Any) -> memoryview:
-            nonlocal reads
-            reads += 1
-            return view[place:]
+        def read(place: int, point: Any) -> bytearray | None:
+            nonlocal expected, jumps
+            jumps += place != expected
+            if place >= len(source):
+                return None
+            piece = self.pieces[min((len(source) - place).bit_length() - 1, LARGEST_PIECE)]
+            expected = place + len(piece)
+            piece[:] = view[place:expected]
+            return piece
 
         def too_much(place: int, error: bool) -> bool:
             nonlocal steps
             steps += 1
-            return steps > MOST_STEPS or reads * len(source) > MOST_REREAD
+            return steps > MOST_STEPS or jumps * len(source) > MOST_REREAD
 
         try:
             return self.parser.parse(read, progress_callback=too_much)

@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,3 +93,20 @@ def test_what_is_too_much_is_counted_and_not_timed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(syntax, "MOST_STEPS", 10_000)
     monkeypatch.setattr(syntax, "MOST_REREAD", 1000)
     assert find_grammar(".kt").parse(text) is None
+
+
+def test_a_text_that_was_parsed_is_let_go() -> None:
+    """What a worker has parsed stays in its memory, all of a code base in the end: the library keeps a
+    reference to whatever it was given to read."""
+    grammar = find_grammar(".kt")
+    parsed = [(f'/* {i} ä */ fun f() {{ g("${{1}}") }}\n' * 3000).encode() for i in range(12)]
+    grammar.parse(parsed[0])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for text in parsed:
+            grammar.parse(bytes(bytearray(text)))  # of its own
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20_000  # one of them has 100,000
