@@ -98,21 +98,17 @@ def preprocess(args: argparse.Namespace) -> None:
                     "this data set": (plan.splits, choice)}
             leaking = pool.submit(leakage_in_spool, scratch / "spool", ways)
             statistics = Statistics(args.chunk_tokens)
-            data, files = write_data_set(read_spool(scratch / "spool", len(places)), plan, args, choice,
-                                         scratch, counts, statistics, dropped)
+            write_data_set(read_spool(scratch / "spool", len(places)), plan, args, choice, scratch, folder,
+                           counts, statistics, dropped)
             drawing = pool.submit(draw_report, counts, statistics, folder / "report.png")
-            data.save_to_disk(str(folder))
-            files.save_to_disk(str(folder / "files"))
             if not args.no_methods:
                 write_methods(lambda name: read_spool(scratch / name, len(places)), plan.splits, args,
                               scratch, folder, counts)
             leakage = leaking.result()
             drawing.result()
         notes = size_notes(*plan.sizes["test"], args.min_test_examples)
-        report = report_text(counts, statistics, leakage, data, files, found_files(raw_manifest), notes,
-                             args.seed)
+        report = report_text(counts, statistics, leakage, folder, found_files(raw_manifest), notes, args.seed)
         (folder / "report.md").write_text(report, encoding="utf-8")
-        del data, files
         shutil.rmtree(scratch)
         write_outputs_manifest(folder, args, raw_manifest, counts, leakage, started)
     for note in notes:

@@ -17,7 +17,7 @@ from pipeline.preparation.cutting import CleanFile
 from pipeline.preparation.duplicates import METHOD_PERMUTATIONS, cluster_near_duplicates
 from pipeline.preparation.methods import NO_GRAMMAR, QUERIES, FoundMethods
 from pipeline.preparation.splits import SPLITS
-from pipeline.preparation.writing import ROWS_PER_WRITE, SplitWriter
+from pipeline.preparation.writing import ROWS_PER_WRITE, SplitWriter, save_splits
 from pipeline.syntax import extension_of, find_grammar, missing_grammar
 
 METHOD = datasets.Features({"signature": datasets.Value("string"), "docstring": datasets.Value("string"),
@@ -81,11 +81,9 @@ def write_methods(read: Callable[[str], Iterator[Any]], splits: list[str | None]
             counts[f"methods in {split}"] += len(rows)
             counts[f"methods in {split} with documentation"] += sum(bool(row["docstring"]) for row in rows)
             writers[split].add({name: [row[name] for row in rows] for name in METHOD}, len(file.text))
-        data = {split: writer.finish() for split, writer in writers.items()}
-    data = datasets.DatasetDict({split: rows for split, rows in data.items() if len(rows)})
-    if data:
-        data.save_to_disk(str(folder / FOLDER))
-        for split, rows in data.items():
+        save_splits(writers, folder / FOLDER)
+    if (folder / FOLDER).is_dir():
+        for split, rows in datasets.load_from_disk(str(folder / FOLDER)).items():
             write_jsonl(folder / FOLDER / f"{split}.jsonl", rows)
     tell_left_out(without)
 

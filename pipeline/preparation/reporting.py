@@ -65,12 +65,12 @@ def _draw_bars(axes: Any, bars: list[tuple[str, float, str]], label: str) -> Non
     axes.set(xscale="log", xlim=(min(numbers) / 2, max(numbers)))  # so that the smallest has a length
 
 
-def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any], data: Any, files: Any,
-                found: int, notes: list[str], seed: int) -> str:
+def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any], data_set: Path, found: int,
+                notes: list[str], seed: int) -> str:
     """Return report.md: what became of the files, what each split holds, which files give most, lengths,
     cuts, leakage, and five examples of train as the model sees them.
 
-    `found`: files that stage 1 found; 0: not known.  `files`: the DatasetDict of whole files.
+    `data_set`: the folder that it was written to.  `found`: files that stage 1 found; 0: not known.
     """
     lines = ["# What became of the files", "", "| | taken out | left |", "|---|---:|---:|"]
     if found:
@@ -99,7 +99,11 @@ def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any]
             place = "behind `" + kind.removeprefix("behind ").replace("|", "\\|") + "`"
         lines.append(f"| {place.replace('```', '`` ` ``')} | {number / statistics.boundaries.total():.2%} |")
     lines += ["", "# Leakage from train into test", "", *leakage_table(leakage), ""]
-    return "\n".join([*lines, *_five_examples(data["train"], files["train"], seed)]) + "\n"
+    import datasets  # not in the process that draws, which takes this module too
+
+    train, files = (datasets.load_from_disk(str(folder / "train"))
+                    for folder in (data_set, data_set / "files"))
+    return "\n".join([*lines, *_five_examples(train, files, seed)]) + "\n"
 
 
 def _largest_files(counts: Counter, statistics: Statistics) -> list[str]:
@@ -116,9 +120,8 @@ def _largest_files(counts: Counter, statistics: Statistics) -> list[str]:
 
 def _five_examples(train: Any, files: Any, seed: int) -> list[str]:
     """Return the lines of an example of each of five files of train, drawn with the seed, by their paths."""
-    lines_of_files = train["source_line"][:]
     drawn = random.Random(seed).sample(range(len(train)), min(50, len(train)))
-    of_file = {lines_of_files[i]: i for i in reversed(drawn)}  # the first that was drawn of each file
+    of_file = {train[i]["source_line"]: i for i in reversed(drawn)}  # the first that was drawn of each file
     rows = {line: row for row, line in enumerate(files["source_line"][:]) if line in of_file}
     chosen = sorted((files[rows[line]]["path"] or "", line, i) for line, i in [*of_file.items()][:5])
     lines = ["# Examples of five files of train", ""]

@@ -4,7 +4,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -55,14 +54,12 @@ class SplitWriter:
 
 
 def write_data_set(files: Iterable[CleanFile], plan: Plan, args: argparse.Namespace, choice: Choice,
-                   folder: Path, counts: Counter, statistics: Statistics,
-                   dropped: DroppedFiles) -> tuple[Any, Any]:
-    """Write the examples, and the texts, of every file that has a split; note the others as dropped.
-
-    Returns the DatasetDict of the examples and that of the whole files; both lie in `folder`.
-    """
-    examples = {split: SplitWriter(folder / f"examples.{split}.arrow", EXAMPLE) for split in SPLITS}
-    texts = {split: SplitWriter(folder / f"files.{split}.arrow", FILE) for split in SPLITS}
+                   scratch: Path, folder: Path, counts: Counter, statistics: Statistics,
+                   dropped: DroppedFiles) -> None:
+    """Write the examples of every file that has a split to `folder`, as a DatasetDict, and the texts to
+    `files` in it; note the other files as dropped."""
+    examples = {split: SplitWriter(scratch / f"examples.{split}.arrow", EXAMPLE) for split in SPLITS}
+    texts = {split: SplitWriter(scratch / f"files.{split}.arrow", FILE) for split in SPLITS}
     with contextlib.ExitStack() as stack:
         for writer in (*examples.values(), *texts.values()):
             stack.enter_context(writer.writer)
@@ -84,9 +81,25 @@ def write_data_set(files: Iterable[CleanFile], plan: Plan, args: argparse.Namesp
                                      "source_line": [file.source_line] * len(places),
                                      "start": [start for start, _, _ in places]})
         check_not_empty(plan.splits, args, counts)
-        datasets.disable_progress_bars()  # six more bars, for what takes a second
-        return tuple(datasets.DatasetDict({split: writer.finish() for split, writer in writers.items()})
-                     for writers in (examples, texts))
+        save_splits(examples, folder)
+        save_splits(texts, folder / "files")
+
+
+def save_splits(writers: dict[str, SplitWriter], folder: Path) -> None:
+    """Save what was written of each split as a DatasetDict, without splits that are empty; nothing, where all
+    are.
+
+    A writer's file is removed.  It is mapped into memory only as long as it is copied, because its pages
+    count as this process's.
+    """
+    datasets.disable_progress_bars()  # more bars, for what takes a second
+    data = datasets.DatasetDict({split: rows for split, writer in writers.items()
+                                 if len(rows := writer.finish())})
+    if data:
+        data.save_to_disk(str(folder))
+    del data
+    for writer in writers.values():
+        writer.path.unlink()
 
 
 def chosen_windows(file: CleanFile, split: str, choice: Choice, counts: Counter,
