@@ -163,6 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--sequence_tokens", type=positive_int, default=512,
                        help="files are cut into sequences of at most so many tokens, each but a file's first "
                             "with some of the one before it as context (default: %(default)s)")
+    learn.add_argument("--max_file_tokens", type=non_negative_int, default=20_000,
+                       help="of one file so many tokens are learned at most, in sequences drawn with the "
+                            "seed; 0: all (default: %(default)s)")
     learn.add_argument("--end_of_text", choices=("file_ends", "always"), default="file_ends",
                        help="where the end-of-text token is learned: where a file ends, or, of pairs, behind "
                             "every completion (default: %(default)s)")

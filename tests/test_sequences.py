@@ -17,6 +17,7 @@ from pipeline.training.examples import EncodedExamples
 from pipeline.training.sequences import (
     FILES_PER_BATCH,
     OVERLAP_TOKENS,
+    FileBound,
     encode_texts,
     files_in_random_order,
     sequence_places,
@@ -121,6 +122,32 @@ def test_the_end_of_text_is_no_part_of_a_large_value() -> None:
     found = sequences_of(tokenizer, [text], 0, 400)
     assert found[len(found) - 1]["input_ids"][-1] == tokenizer.eos_token_id
     assert "y" * 50 in tokenizer.decode(found[len(found) - 1]["input_ids"])
+
+
+def test_one_file_gives_no_more_than_its_bound() -> None:
+    """A table of a megabyte is most of what is learned; or always its beginning is, or files that are small
+    enough lose something too."""
+    tokenizer = tiny_models.make_tokenizer()
+    large, small = "".join(map(line_of, range(200))), line_of(7) * 9
+
+    def rows(tokens: int, seed: int = 0) -> tuple[list[list[int]], FileBound]:
+        bound = FileBound(tokens, seed)
+        found = sequences_of(tokenizer, [small, large, small], 0, 100, bound=bound)
+        return [found[i]["input_ids"] for i in range(len(found))], bound
+
+    every, unbounded = rows(0)
+    of_small = len(sequences_of(tokenizer, [small], 0, 100))
+    some, bound = rows(700)
+    assert (bound.files, bound.left_out) == (1, len(every) - len(some))
+    assert (unbounded.files, unbounded.left_out) == (0, 0)
+    assert len(some) == 7 + 2 * of_small
+    assert some[:of_small] == some[-of_small:] == every[:of_small]
+    places = [every.index(row) for row in some[of_small:-of_small]]
+    assert places == sorted(places)
+    assert places != list(range(of_small, of_small + 7))  # not its beginning
+    assert rows(700)[0] == some
+    assert rows(700, seed=1)[0] != some
+    assert len(rows(1)[0]) == 3  # one of each at least
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 1000])

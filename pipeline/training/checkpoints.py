@@ -23,7 +23,7 @@ RESUME_SETTINGS = ("model_name_or_path", "dataset", "max_train_samples", "max_va
                    "use_rslora", "learning_rate", "lr_scheduler_type", "examples_per_step",
                    "num_train_epochs", "max_steps", "max_length", "replay_fraction", "torch_compile", "seed",
                    "train_on", "sequence_tokens", "end_of_text", "fim_rate", "deterministic",
-                   "repository_tokens", "repository_fraction", "method_fraction")
+                   "repository_tokens", "repository_fraction", "method_fraction", "max_file_tokens")
 
 
 def resume_settings(args: argparse.Namespace, identities: dict[str, Any], device: str) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from pipeline.training.examples import EncodedExamples, encode_examples, sample_
 from pipeline.training.infilled import Infilling, choose_infilling
 from pipeline.training.methods import method_examples
 from pipeline.training.pieces import Pieces
-from pipeline.training.sequences import files_in_random_order, middles_of, random_order, sequences_of
+from pipeline.training.sequences import (
+    FileBound,
+    files_in_random_order,
+    middles_of,
+    random_order,
+    sequences_of,
+)
 
 MIN_LENGTH = 8  # tokens of prompt, completion and end of text together
 # what is validated on besides
@@ -92,8 +98,12 @@ def encode_splits(args: argparse.Namespace, tokenizer: Any, default_replay_fract
     pieces = choose_pieces(args, tokenizer, files, identities)
     if args.train_on == "files":
         columns = (files_in_random_order(files["train"], args.seed, column) for column in ("text", "path"))
+        bound = FileBound(args.max_file_tokens, args.seed)
         train = sequences_of(tokenizer, next(columns), args.max_train_samples, args.sequence_tokens,
-                             infilling, next(columns), pieces and pieces.queries)
+                             infilling, next(columns), pieces and pieces.queries, bound)
+        if bound.files:
+            note(f"{bound.files} files have more than --max_file_tokens {args.max_file_tokens}: "
+                 f"{bound.left_out:,} of their sequences are left out")
         if not len(train):
             raise PipelineError(f"{args.dataset}: its files give no sequence; run preprocess_data.py on more "
                                 "files, or give --train_on pairs")

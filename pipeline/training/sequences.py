@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,28 @@ from pipeline.training.pieces import PieceQueries
 
 OVERLAP_TOKENS = 64  # of a sequence, repeated from the one before it: context without labels
 FILES_PER_BATCH = 64  # tokenized together
+STREAM = 29  # keeps the draw of a large file's sequences apart from other random numbers of the same seed
+
+
+@dataclass
+class FileBound:
+    """How much one file may give: as many sequences as have --max_file_tokens, drawn with the seed."""
+    tokens: int = 0  # 0: all
+    seed: int = 0
+    files: int = 0  # that gave less than they hold, and how many sequences were left out
+    left_out: int = 0
+
+    def chosen(self, number: int, sequences: list[Any], sequence_tokens: int) -> list[Any]:
+        """Return those of the `sequences` of the text `number` that are learned, in their order."""
+        most = max(1, self.tokens // sequence_tokens) if self.tokens else len(sequences)
+        if len(sequences) <= most:
+            return sequences
+        self.files, self.left_out = self.files + 1, self.left_out + len(sequences) - most
+        draw = np.random.default_rng([self.seed, STREAM, number])
+        return [sequences[i] for i in np.sort(draw.permutation(len(sequences))[:most])]
+
+
+UNBOUNDED = FileBound()
 
 
 def sequence_places(count: int, sequence_tokens: int) -> Iterator[tuple[int, int, int]]:
@@ -46,9 +69,9 @@ def text_of(tokenizer: Any, ids: np.ndarray) -> str:
 def sequences_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tokens: int,
                  infilling: Infilling | None = None,
                  paths: Iterable[str | None] = itertools.repeat(None),
-                 queries: PieceQueries | None = None) -> EncodedExamples:
+                 queries: PieceQueries | None = None, bound: FileBound = UNBOUNDED) -> EncodedExamples:
     """Return the first `number` (0: all) sequences of the texts, in their order; `paths` tell the languages.
-    `queries` takes those that are to begin with pieces of other files.
+    `queries` takes those that are to begin with pieces of other files; `bound`: how much each text gives.
 
     Sequences that hold a very large value are left out.  Of the others, `infilling` turns its share into
     prefix, suffix and middle; what it leaves out of one, at most a few tokens of the suffix's end (in SPM the
@@ -57,7 +80,7 @@ def sequences_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_tok
     rows: list[np.ndarray] = []
     labels: list[int] = []  # where the labels of each row begin
     kinds: list[str] = []  # of each row's middle
-    for row, label, middle in _sequences(tokenizer, texts, paths, sequence_tokens, infilling, queries):
+    for row, label, middle in _sequences(tokenizer, texts, paths, sequence_tokens, infilling, queries, bound):
         rows.append(row)
         labels.append(label)
         kinds.append(middle.kind if middle else "")
@@ -85,8 +108,8 @@ def middles_of(tokenizer: Any, texts: Iterable[str], number: int, sequence_token
 
 
 def _sequences(tokenizer: Any, texts: Iterable[str], paths: Iterable[str | None], sequence_tokens: int,
-               infilling: Infilling | None,
-               queries: PieceQueries | None = None) -> Iterator[tuple[np.ndarray, int, Infilled | None]]:
+               infilling: Infilling | None, queries: PieceQueries | None = None,
+               bound: FileBound = UNBOUNDED) -> Iterator[tuple[np.ndarray, int, Infilled | None]]:
     """Yield each sequence's ids, where its labels begin, and its middle where it was given one."""
     number, place = 0, -1  # of the sequence, from 1, and of its text, from 0
     for batch in _batches(zip(texts, paths, strict=False)):  # without paths, they go on for ever
@@ -95,7 +118,8 @@ def _sequences(tokenizer: Any, texts: Iterable[str], paths: Iterable[str | None]
             place += 1
             suspect = has_large_value(text)
             file = _File(tokenizer, infilling, text, path, ids) if infilling else None
-            for begin, label, end in sequence_places(len(ids), sequence_tokens):
+            places = bound.chosen(place, list(sequence_places(len(ids), sequence_tokens)), sequence_tokens)
+            for begin, label, end in places:
                 if suspect and LARGE_VALUE.search(text_of(tokenizer, ids[begin:end])):
                     continue
                 number += 1
