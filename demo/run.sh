@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=demo/output
-train_samples=0 sample=60 eval_steps=10
+train_samples=0 validation_samples=40 sample=60 eval_steps=10
 if [ "${1:-}" = --quick ]; then
-  out=demo/output/quick train_samples=8 sample=3 eval_steps=1
+  out=demo/output/quick train_samples=8 validation_samples=4 sample=3 eval_steps=1
 fi
 
 show() { printf '\n$ python' >&2; printf ' %q' "$@" >&2; printf '\n' >&2; "$python" "$@"; }
@@ -28,7 +28,7 @@ show preprocess_data.py --input_file "$out/raw.jsonl" --output_dir "$out/dataset
   --chunk_tokens 64 --test_fraction 0.2 --validation_fraction 0.1 --min_test_examples 0
 show train.py --model_name_or_path "$model" --dataset "$out/dataset" --output_dir "$out/adapter" --overwrite \
   --quantization none --max_train_samples "$train_samples" --num_train_epochs 2 --examples_per_step 8 \
-  --eval_steps "$eval_steps" --max_validation_samples 40
+  --eval_steps "$eval_steps" --max_validation_samples "$validation_samples"
 show merge_lora.py --hf_repository "$out/adapter" --output_dir "$out/merged"
 show benchmarking.py --hf_repository "$out/merged" --base_model "$model" --dataset "$out/dataset" \
   --codexglue_file "$out/python_methods.jsonl" --sample "$sample" --output_dir "$out/results"
