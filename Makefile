@@ -23,7 +23,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo/output .pytest_cache .ruff_cache .hypothesis

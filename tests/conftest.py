@@ -13,6 +13,13 @@ from parsing_runs import Repository, Result
 from preparation_runs import FRACTIONS, InlinePool, Prepared, write_raw
 
 ROOT = Path(__file__).resolve().parents[1]
+# The files that take longest, in minutes; begun first, so that at the end no process waits for another.
+LONGEST = ("test_faults.py", "test_hub_pipeline.py", "test_gpu.py", "test_train.py", "test_checkpoints.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of LONGEST first; the Makefile has xdist keep this order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
