@@ -1,5 +1,6 @@
 """pipeline/evaluation/charts.py: what the pictures show."""
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,19 @@ def test_the_loss_a_byte_stands_in(drawn: list[Figure]) -> None:
     scores = dict.fromkeys(({*CHARTED} - {LOSS}) | {LOSS_BYTE}, cell)
     draw_chart({"sets": {"Kotlin": {"scores": scores}}}, io.BytesIO())
     assert drawn[0].axes[-1].get_title() == f"Kotlin\n{LOSS_BYTE} (less is better)"
+
+
+def test_long_names_stand_beside_one_another(drawn: list[Figure]) -> None:
+    """The titles of a set with pieces of the repository lie one over the other, and nobody can read them."""
+    cell = {"base": 2.0, "base_interval": [1.0, 3.0], "fine_tuned": 1.0, "fine_tuned_interval": [0.5, 2.0]}
+    name = "Kotlin, infilling, 512 of the repository, without those that stand in their pieces"
+    draw_chart({"sets": {name: {"scores": dict.fromkeys(CHARTED, cell)}}}, io.BytesIO())
+    draw_changes(dict.fromkeys((name, f"{name} 2", f"{name} 3", f"{name} 4"), np.zeros(3)), io.BytesIO())
+    for figure in drawn:
+        boxes = [axis.title.get_window_extent() for axis in figure.axes]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert len({round(axis.get_position().y0, 3) for axis in drawn[1].axes}) == 2  # rows
 
 
 def test_every_example_is_in_the_histogram(drawn: list[Figure]) -> None:

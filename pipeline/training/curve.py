@@ -30,7 +30,7 @@ def training_curve(log_history: list[dict[str, float]], examples_per_step: int) 
 
 def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     """Draw training and validation loss against the number of examples as a PNG."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("train_loss", "training (mean since the last point)", "-"),
                               ("validation_loss", "validation", "o-"),
@@ -43,7 +43,7 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axes.set(xlabel="examples", ylabel="loss (nats a token)", title="Training curve")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)  # beside the points
     figure.savefig(path, dpi=120)
 
 
