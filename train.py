@@ -186,9 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
     learn.add_argument("--repository_fraction", type=share, default=0.5,
                        help="that share (default: %(default)s)")
     learn.add_argument("--method_fraction", type=fraction, default=0.0,
-                       help="share of the training examples, but for the replayed, that are methods behind "
-                            "their file up to the signature: the body, and the end of text behind it, are "
-                            "the labels (default: %(default)s)")
+                       help="share of the training examples, but for the replayed, that are methods, one in "
+                            "five another top-level declaration, behind their file up to the signature: "
+                            "the body, and the end of text behind it, are the labels (default: %(default)s)")
     learn.add_argument("--max_train_samples", type=non_negative_int, default=100_000,
                        help="sequences or pairs drawn from the train split; 0: all (default: %(default)s)")
     learn.add_argument("--max_validation_samples", type=non_negative_int, default=500,

@@ -3,13 +3,15 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from datasets import Dataset
 from training_runs import arguments
 
 import train
 from pipeline.errors import PipelineError
 from pipeline.models import IGNORED_LABEL
 from pipeline.training.data import Data, encode_splits
-from pipeline.training.methods import last_part
+from pipeline.training.methods import last_part, method_examples
+from pipeline.training.units import declarations_of
 
 EOS = tiny_models.make_tokenizer().eos_token_id
 
@@ -62,6 +64,58 @@ def test_a_data_set_without_methods_is_one_line(files_folder: Path) -> None:
     """--method_fraction is silently without effect."""
     with pytest.raises(PipelineError, match=r"--method_fraction: .* holds no methods; run preprocess"):
         encoded(files_folder, "--method_fraction", 0.1)
+
+
+CLASSES = """package a
+
+import b.C
+
+class A(val x: Int) : B {
+    val s = "}ä"
+
+    fun f() = 1
+}
+
+class Empty
+class Nothing { }
+object O {
+    val y = 2
+}
+fun g(): Int {
+    return 3
+}
+enum class E { ONE, TWO }
+"""
+
+
+def test_where_declarations_end() -> None:
+    """What is taught to end is a function a second time, a class without a body, or what does not parse; or
+    it ends elsewhere, behind characters of several bytes."""
+    found = [CLASSES[begin:end] for begin, end in declarations_of(CLASSES, "a/A.kt")]
+    assert found == ['\n    val s = "}ä"\n\n    fun f() = 1\n}', "\n    val y = 2\n}", " ONE, TWO }"]
+    assert declarations_of(CLASSES, "a/A.zig") == []
+    assert declarations_of("class Broken {\n    val = \n}\n", "a/A.kt") == []
+    java = "class A { int x; }\nvoid f() { }\ninterface B { int y(); }\n"
+    assert [java[begin:end] for begin, end in declarations_of(java, "A.java")] == [" int x; }", " int y(); }"]
+
+
+def test_one_in_five_is_another_declaration() -> None:
+    """A model learns to end its functions alone, and writes on behind every class."""
+    tokenizer = tiny_models.make_tokenizer()
+    files = Dataset.from_dict({"text": [CLASSES] * 3, "path": ["a.kt"] * 3, "source_line": [1, 2, 3]})
+    start = CLASSES.index("fun g()")
+    methods = Dataset.from_dict({"signature": ["fun g(): Int {"] * 3, "body": ["\n    return 3\n}"] * 3,
+                                 "source_line": [1, 2, 3], "start": [start] * 3})
+    for number, declarations in ((3, 0), (5, 1), (11, 2)):
+        found = method_examples(tokenizer, methods, files, number, 400, 0)
+        labels = [tokenizer.decode([label for label in found[i]["labels"] if label != IGNORED_LABEL])
+                  for i in range(len(found))]
+        assert all(text.endswith("}" + tokenizer.eos_token) for text in labels)
+        assert sum("return 3" not in text for text in labels) == declarations
+        assert len(found) == declarations + min(3, number - declarations)
+        prompts = [tokenizer.decode(found[i]["input_ids"][:found[i]["labels"].count(IGNORED_LABEL)])
+                   for i in range(len(found))]
+        assert all(prompt.endswith("{") and CLASSES.startswith(prompt) for prompt in prompts)
 
 
 @pytest.mark.parametrize(("text", "characters", "part"), [

@@ -13,6 +13,8 @@ CONTAINER = re.compile(r".*(block|body|statements|suite|lambda_literal)|when_exp
                        r"module|translation_unit|compilation_unit")
 NO_UNIT = re.compile(r".*(comment|import|package|modifiers|shebang).*")  # children that are no statements
 
+FUNCTION = re.compile(r".*(function|method).*")
+
 
 class UnitFinder:
     """Finds the units of files by the grammars of their languages; remembers those that are missing."""
@@ -35,12 +37,44 @@ class UnitFinder:
         tree = grammar.parse(source)
         if tree is None:
             return []
-        spans = sorted(set(_units(tree.root_node, source)))
-        if len(source) == len(text):
-            return spans
-        leads = (np.frombuffer(source, dtype=np.uint8) & 0xC0) != 0x80  # the first byte of each character
-        characters = np.concatenate([[0], np.cumsum(leads)])  # before each byte
-        return [(int(characters[begin]), int(characters[end])) for begin, end in spans]
+        return in_characters(sorted(set(_units(tree.root_node, source))), source)
+
+
+def declarations_of(text: str, path: str | None) -> list[Span]:
+    """Return where the bodies of a file's top-level declarations lie, in characters: from behind the opening
+    brace to behind the closing one, which is their end.  Functions are left out, which are methods
+    (pipeline/preparation/methods.py), and what does not parse or holds nothing; without a grammar, all."""
+    grammar = find_grammar(extension_of(path))
+    source = text.encode(errors="replace")
+    tree = grammar and grammar.parse(source)
+    if tree is None:
+        return []
+    spans = [(body.start_byte + 1, body.end_byte) for node in tree.root_node.named_children
+             if (body := _body_of(node, source)) is not None]
+    return in_characters(spans, source)
+
+
+def _body_of(node: Any, source: bytes) -> Any | None:
+    """Return the block in braces that ends a declaration, or what stands for one in its grammar; None where
+    there is none, or it does not parse."""
+    if node.has_error or NO_UNIT.fullmatch(node.type) or FUNCTION.fullmatch(node.type):
+        return None
+    inner = node
+    while inner.named_children and inner.named_children[-1].end_byte == node.end_byte:
+        inner = inner.named_children[-1]
+        inside = source[inner.start_byte + 1:inner.end_byte - 1]
+        if CONTAINER.fullmatch(inner.type) and source[inner.start_byte:inner.start_byte + 1] == b"{":
+            return inner if source[inner.end_byte - 1:inner.end_byte] == b"}" and inside.strip() else None
+    return None
+
+
+def in_characters(spans: list[Span], source: bytes) -> list[Span]:
+    """Return spans in bytes of UTF-8 as spans in characters."""
+    leads = (np.frombuffer(source, dtype=np.uint8) & 0xC0) != 0x80  # the first byte of each character
+    if leads.all():
+        return spans
+    characters = np.concatenate([[0], np.cumsum(leads)])  # before each byte
+    return [(int(characters[begin]), int(characters[end])) for begin, end in spans]
 
 
 def _units(root: Any, source: bytes) -> Iterator[Span]:
