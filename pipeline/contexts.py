@@ -3,11 +3,12 @@
 An editor asks with the open file, not with one chunk of it.  A pair of the data set names its file
 (`source_line`) and where its prompt begins in it (`start`); the file's text lies beside the pairs (`files/`).
 """
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.syntax import extension_of
+from pipeline.syntax import extension_of, label_of
 from pipeline.tokenizers import encode_plain
 
 CHARACTERS_A_TOKEN = 4  # of source code, about: where the search for the beginning of a context starts
@@ -40,6 +41,12 @@ class FileTexts:
         """Return the extension of the file that a line of the raw file was; Kotlin's where nobody knows."""
         named = "path" in self.files.column_names
         return extension_of(self.files[self.rows[source_line]]["path"] if named else None)
+
+    def language(self) -> str:
+        """Return the language of most files, as people write it; Kotlin where nobody knows."""
+        paths = self.files["path"][:] if "path" in self.files.column_names else []
+        [(extension, _)] = Counter(map(extension_of, paths or [None])).most_common(1)
+        return label_of(extension)
 
     def cut(self, source_line: int, start: int, prompt: str, completion: str) -> Cut | None:
         """Return the pair's cut, or None where the file is not there or does not hold the pair."""

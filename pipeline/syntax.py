@@ -17,6 +17,9 @@ LANGUAGES = {".kt": "kotlin", ".kts": "kotlin", ".java": "java", ".py": "python"
              ".js": "javascript", ".mjs": "javascript", ".ts": "typescript", ".h": "c", ".cc": "cpp",
              ".hpp": "cpp", ".cs": "c_sharp", ".rb": "ruby", ".sh": "bash", ".ml": "ocaml", ".hs": "haskell",
              ".ex": "elixir", ".exs": "elixir", ".jl": "julia"}
+# How languages are written whose names are not their grammars' with a capital
+LABELS = {"c_sharp": "C#", "cpp": "C++", "javascript": "JavaScript", "ocaml": "OCaml", "php": "PHP",
+          "typescript": "TypeScript"}
 # What a file may cost: some seconds.  Counted and not timed, so that what is parsed does not depend on the
 # machine.  Of JetBrains/kotlin 1.3.31, the file that costs most takes 2,942 (476 kB) and 119 million.
 MOST_STEPS = 4_000  # of the parser, in hundreds
@@ -83,6 +86,12 @@ def language_of(extension: str) -> str:
     """Return the language of an extension as grammars are named; of one that is not in LANGUAGES, its own
     letters."""
     return LANGUAGES.get(extension, re.sub(r"[^a-z0-9_]", "", extension.lower()))
+
+
+def label_of(extension: str) -> str:
+    """Return the language of an extension as people write it."""
+    name = language_of(extension)
+    return LABELS.get(name, name.capitalize()) or "Code"
 
 
 @functools.cache

@@ -10,11 +10,12 @@ from evaluation_runs import predictions, run_stage, with_files
 from pipeline.errors import PipelineError
 from pipeline.evaluation.braces import block_end
 from pipeline.evaluation.comparison import train_split, with_parts
-from pipeline.evaluation.methods import DOCUMENTED, methods_task
+from pipeline.evaluation.methods import methods_task
 from pipeline.evaluation.rows import prediction_file
 from pipeline.evaluation.scores import PARSES
 from pipeline.evaluation.tasks import prompts_of
 
+DOCUMENTED = "Kotlin methods, with KDoc"
 FILE = '''package a
 
 class A {
@@ -91,7 +92,7 @@ def test_the_part_with_documentation(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [example.id for example in part.examples] == [str(i) for i in range(0, 24, 2)]
     assert found[1, DOCUMENTED] == [f"1 {i}" for i in range(0, 24, 2)]
     assert not methods_task(str(tmp_path / "data"), 6, 0).parts
-    assert "have a KDoc, too few" in capsys.readouterr().err
+    assert "have documentation, too few" in capsys.readouterr().err
 
 
 def test_predictions_of_methods_have_files_of_their_own(folders: SimpleNamespace, tmp_path: Path) -> None:

@@ -15,8 +15,15 @@ from hub_server import Hub
 
 from pipeline.contexts import CHARACTERS_A_TOKEN
 from pipeline.evaluation import tasks
+from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.codexglue import codexglue_task
+from pipeline.evaluation.comparison import train_split
+from pipeline.evaluation.methods import methods_task
+from pipeline.evaluation.middles import infilling_task
+from pipeline.evaluation.repository import repository_task
+from pipeline.evaluation.rows import prediction_file
 from pipeline.evaluation.tasks import kotlin_task, prompts_of
+from pipeline.repository_prompts import COMMENTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +42,26 @@ def test_sample_and_budget_follow_the_flags(folders: SimpleNamespace) -> None:
     # literals that are common are so by the whole file, whatever the sample
     found = {codexglue_task(folders.codexglue, 1, seed).normalize("'a0' 'a1' 'a2'") for seed in range(6)}
     assert found == {"'a0' 'a1' ''"}
+
+
+@pytest.mark.parametrize(("extension", "language"), [
+    (".rs", "Rust"), (".cs", "C#"), (".hpp", "C++"), ("", "Code"), (".py", "Python")])
+def test_sets_are_called_by_their_language(extension: str, language: str, tmp_path: Path) -> None:
+    """The table, the chart and the card of a team's own code base speak of Kotlin, of which it holds none."""
+    data = str(tiny_models.save_dataset(tmp_path / "data", files=True, methods=True, extension=extension))
+    tokenizer, models = tiny_models.make_tokenizer(), [ModelSource("base", "1"), ModelSource("tuned", "2")]
+    asked = [kotlin_task(data, 4, 0, 9, context, tokenizer) for context in (0, 40)]
+    asked.append(repository_task(asked[1], data, 60, COMMENTED, tokenizer, tmp_path))
+    asked += [infilling_task(asked[2], 20, models), methods_task(data, 4, 0)]
+    context, pieces = "40 tokens of context", "60 of the repository"
+    assert [task.name for task in asked] == [
+        language, f"{language}, {context}", f"{language}, {context}, {pieces}",
+        f"{language}, infilling, {pieces}", f"{language} methods"]
+    assert asked[3].twin == f"{language}, infilling"
+    assert len({prediction_file(tmp_path, models[0], task, {}).name for task in asked}) == 5
+    columns = ["prompt"] * 4 + ["docstring"]  # of pairs and of methods
+    assert all(name in train_split(task, data).column_names
+               for task, name in zip(asked, columns, strict=True))
 
 
 def save_cut_anywhere(folder: Path, files: int = 5) -> dict[int, str]:

@@ -105,12 +105,12 @@ def examples(number: int, seed: int) -> list[tuple[str, str]]:
 
 def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int = 6,
                  chunk_tokens: int | None = None, files: bool = False, pairs_per_file: int = 2,
-                 methods: bool = False) -> Path:
+                 methods: bool = False, extension: str = ".kt") -> Path:
     """Save a data set of prompts and completions as preprocess_data.py does, and return its folder.
 
     `chunk_tokens`: also write a manifest that gives this length of a chunk.  `files`: also write the whole
     files, of `pairs_per_file` pairs one behind the other, and where in them each prompt begins (`start`).
-    `methods`: also write the methods, of which each pair is one.
+    `methods`: also write the methods, of which each pair is one.  `extension`: of the files' paths.
     """
     from datasets import Dataset, DatasetDict
 
@@ -126,7 +126,8 @@ def save_dataset(folder: Path, train: int = 12, validation: int = 4, test: int =
         columns["start"] = [len("".join(pieces[i - i % pairs_per_file:i])) for i in range(number)]
         lines = [1 + i for i in range(len(begins))]
         rows = {"text": ["".join(pieces[i:i + pairs_per_file]) for i in begins], "source_line": lines,
-                "repository": ["code"] * len(lines), "path": [f"{name}/File{line}.kt" for line in lines],
+                "repository": ["code"] * len(lines),
+                "path": [f"{name}/File{line}{extension}" for line in lines],
                 "license_file": [None] * len(lines)}
         texts[name] = Dataset.from_dict(rows, features=FILE)
         splits[name] = Dataset.from_dict(columns, features=EXAMPLE)

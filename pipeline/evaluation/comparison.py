@@ -101,12 +101,12 @@ def summarize_change(change: np.ndarray) -> dict[str, Any]:
 def train_split(task: Task, dataset: str) -> Any:
     """Return what a training set has of the kind that a task asks for, as prompts and completions, or
     None."""
-    if task.name.startswith(METHODS):
+    if not task.language:
+        return None
+    if task.name.startswith(f"{task.language} {METHODS}"):
         methods = load_methods(dataset, "train")
         return methods and methods.rename_columns({"signature": "prompt", "body": "completion"})
-    if task.name.startswith("Kotlin"):
-        return load_examples(dataset, (), verify=False, optional=("train",)).get("train")
-    return None
+    return load_examples(dataset, (), verify=False, optional=("train",)).get("train")
 
 
 def with_parts(tasks: list[Task], *found: dict[tuple[int, str], list]) -> list[Task]:

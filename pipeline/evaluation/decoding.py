@@ -137,8 +137,8 @@ def fit_context(prompts: list[list[int]], model: Any, task: Task) -> list[list[i
     """Return the prompts, each with as many of its last tokens as the context holds before the new ones."""
     context = max_positions(model.config) or sys.maxsize
     if context <= task.max_new_tokens:
-        # that flag is for Kotlin alone
-        smaller = "give a smaller --max_new_tokens or " if task.name.startswith("Kotlin") else ""
+        # that flag is for the data set alone
+        smaller = "give a smaller --max_new_tokens or " if task.language else ""
         raise PipelineError(f"{task.name}: a budget of {task.max_new_tokens} new tokens leaves no room for "
                             f"a prompt in the model's context of {context}; {smaller}use a model with a "
                             "longer context")

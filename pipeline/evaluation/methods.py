@@ -20,8 +20,9 @@ from pipeline.evaluation.tasks import (
     show_prompts,
 )
 
-METHODS = "Kotlin methods"
-DOCUMENTED = f"{METHODS}, with KDoc"  # the part of the set whose methods have documentation
+METHODS = "methods"  # behind the language, the name of the set
+# behind that, the part of the set whose methods have documentation
+WITH_DOCUMENTATION = {"Kotlin": "with KDoc", "Java": "with Javadoc"}
 FEWEST_DOCUMENTED = 10  # of which fewer say nothing
 STOP_FORMAT = "2"  # of the stop rule: what was written under another one is not taken up again
 
@@ -48,7 +49,7 @@ def methods_task(dataset: str, sample: int, seed: int, max_new_tokens: int = 0, 
     """
     methods, files = load_methods(dataset, "test"), load_files(dataset, ("test",))
     if methods is None or files is None:
-        print(f"note: --dataset {dataset}: holds no methods of its test split; {METHODS} is left out "
+        print(f"note: --dataset {dataset}: holds no methods of its test split; they are left out "
               "(preprocess_data.py writes them, where it has a grammar)", file=sys.stderr)
         return None
     chosen, texts = draw(len(methods), sample, seed), FileTexts(files["test"])
@@ -67,10 +68,13 @@ def methods_task(dataset: str, sample: int, seed: int, max_new_tokens: int = 0, 
             row["body"], before=before[-CHARACTERS_KEPT * context_tokens:] if context_tokens else "",
             chunk=row["signature"], place=(row["source_line"], opened), head=text[first:opened],
             documented=bool(row["docstring"])))
-    task = Task(METHODS, examples, max_new_tokens or CODEXGLUE_MAX_NEW_TOKENS, fold_white_space, block_end,
+    language = texts.language()
+    name = f"{language} {METHODS}"
+    task = Task(name, examples, max_new_tokens or CODEXGLUE_MAX_NEW_TOKENS, fold_white_space, block_end,
                 settings_of(examples, context_tokens),
                 Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens,
-                stop_rule=BlockEnd, texts=texts, file_name="kotlin-methods", parts=documented_part(examples))
+                stop_rule=BlockEnd, texts=texts, file_name=f"{language.lower()}-methods",
+                parts=documented_part(name, language, examples), language=language)
     show_prompts(task, tokenizer)
     return task
 
@@ -83,12 +87,13 @@ def settings_of(examples: list[Example], context_tokens: int) -> dict[str, Any]:
             "prompt": f"{context}KDoc, signature", "stop": "end of method"}
 
 
-def documented_part(examples: list[Example]) -> dict[str, list[int]]:
-    """Return the set's part whose methods have documentation; none, with a note, where these are too few, or
-    all."""
+def documented_part(name: str, language: str, examples: list[Example]) -> dict[str, list[int]]:
+    """Return the part of the set `name` whose methods have documentation; none, with a note, where these are
+    too few, or all."""
     documented = [i for i, example in enumerate(examples) if example.documented]
     if len(documented) < FEWEST_DOCUMENTED:
-        print(f"note: {METHODS}: {len(documented)} of {len(examples)} have a KDoc, too few for scores of "
-              "their own", file=sys.stderr)
+        print(f"note: {name}: {len(documented)} of {len(examples)} have documentation, too few for scores "
+              "of their own", file=sys.stderr)
         return {}
-    return {DOCUMENTED: documented} if len(documented) < len(examples) else {}
+    part = f"{name}, {WITH_DOCUMENTATION.get(language, 'with documentation')}"
+    return {part: documented} if len(documented) < len(examples) else {}

@@ -18,7 +18,7 @@ from pipeline.infilling import (
 )
 from pipeline.stage import note
 
-NAME = "Kotlin, infilling"
+NAME = "infilling"  # behind the language
 
 
 def choose_formats(sources: list[ModelSource], tokenizers: list[Any],
@@ -62,8 +62,9 @@ def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource
     What stands before the context of `task`, pieces of the repository, stands before the format's marks too,
     as Qwen2.5-Coder was taught it; the twin of such a set is the one without them.
     """
+    name = f"{task.language}, {NAME}"
     if any(example.after is None for example in task.examples):
-        note(f"{NAME} is left out: the data set holds no whole files")
+        note(f"{name} is left out: the data set holds no whole files")
         return None
     kept = CHARACTERS_KEPT * suffix_tokens
     examples = [dataclasses.replace(example, ends=True, after=example.after[:kept])
@@ -72,11 +73,12 @@ def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource
         "prompt": f"{task.settings['prompt']} and {suffix_tokens} tokens behind",
         "base": format_name(sources[0].infilling), "fine-tuned": format_name(sources[1].infilling),
         "suffix_hash": hashlib.sha256(json.dumps([e.after for e in examples]).encode()).hexdigest()}
-    pieces = task.repository_tokens
-    name = name_with_pieces(NAME, pieces) if pieces else NAME
-    return dataclasses.replace(task, name=name, examples=examples, settings=settings,
-                               suffix_tokens=suffix_tokens, asked=[], twin=NAME if pieces else "",
-                               parts=without_answers(name, examples) if pieces else {})
+    asked = dataclasses.replace(task, name=name, examples=examples, settings=settings,
+                                suffix_tokens=suffix_tokens, asked=[])
+    if task.repository_tokens:
+        asked.name, asked.twin = name_with_pieces(name, task.repository_tokens), name
+        asked.parts = without_answers(asked.name, examples)
+    return asked
 
 
 def task_of(task: Task, source: ModelSource) -> Task:

@@ -61,7 +61,7 @@ def card_results(metrics: dict[str, Any], tasks: list[Task]) -> list[EvalResult]
         kind = f"_behind_{task.context_tokens}_tokens" if task.context_tokens else ""
         kind += "_infilling" if task.suffix_tokens else ""
         kind += f"_and_{task.repository_tokens}_of_the_repository" if task.repository_tokens else ""
-        if language == METHODS:  # another kind of task on the same data set
+        if language.endswith(f" {METHODS}"):  # another kind of task on the same data set
             kind = "_".join(["_methods", *(part.replace(" ", "_").lower() for part in behind)]) + kind
             language, behind = language.split()[0], ["methods", *behind]
         for score in (score for score in CARD_METRICS if score in entry["scores"]):

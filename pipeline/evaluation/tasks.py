@@ -89,6 +89,7 @@ class Task:
     stop_rule: Callable[[], StopRule] | None = None
     texts: FileTexts | None = None  # of the files that the examples are from
     file_name: str = ""  # of its predictions; that of its language where it is empty
+    language: str = ""  # of a data set of ours, as it is shown; the set of Python methods has none
 
 
 def first_line(text: str, normalize: Callable[[str], str],
@@ -174,12 +175,14 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     digest = hashlib.sha256()  # of the split itself: the same in a folder and on the hub
     for batch in data.select_columns(["prompt", "completion"]).iter(1000):
         digest.update(json.dumps(batch, sort_keys=True).encode())
-    name, prompt = "Kotlin", "one chunk"
+    language = texts.language() if texts else "Kotlin"
+    name, prompt = language, "one chunk"
     if context_tokens:
-        name, prompt = f"Kotlin, {context_tokens} tokens of context", f"{context_tokens} tokens of the file"
+        name, prompt = f"{name}, {context_tokens} tokens of context", f"{context_tokens} tokens of the file"
     task = Task(name, examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
                 {"data_hash": digest.hexdigest(), "prompt": prompt, "stop": "end of text"},
-                Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens, texts=texts)
+                Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens, texts=texts,
+                language=language)
     if context_tokens:
         befores = json.dumps([example.before for example in examples])
         task.settings["context_hash"] = hashlib.sha256(befores.encode()).hexdigest()
