@@ -18,11 +18,11 @@ method ends, by its indentation.  Kotlin is asked once for each --context_tokens
 behind the pair's own chunk, else behind the last whole lines of the file before the cut that have so many
 tokens at most.  Where the models have infilling tokens it is asked once more, behind the longest context and
 with --suffix_tokens of what stands behind the completion.  With --repository_tokens it is asked again behind
-the longest context, with pieces of the train split's files before it (by BM25, never of the file's near-
-copies), in the form that the fine-tuned model was taught; for the middle too, where that is asked.  A Kotlin
-prediction stops at the end-of-text token or after --max_new_tokens.  Kotlin methods are asked as CodeXGLUE
-asks for Python's: behind the longest context, the KDoc and the signature; they stop at the brace that closes
-their body.  Each model reads and writes with its own tokenizer, an adapter with its base's.
+the longest context, with pieces of the train split's files before it (by BM25, never of the file's
+near-copies), in the form that the fine-tuned model was taught; for the middle too, where that is asked.  A
+Kotlin prediction stops at the end-of-text token or after --max_new_tokens.  Kotlin methods are asked as
+CodeXGLUE asks for Python's: behind the longest context, the KDoc and the signature; they stop at the brace
+that closes their body.  Each model reads and writes with its own tokenizer, an adapter with its base's.
 
 References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
 of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized
