@@ -140,10 +140,14 @@ def make_model(args: argparse.Namespace, precision: str, tokenizer: Any, highest
     """Return the base model with the adapters that are trained, after asking whether they can be merged and
     whether the model knows the tokens of the data.
 
-    `trained_tokens`: those whose embeddings are trained too.
+    `trained_tokens`: those whose embeddings are trained too; where the head is tied to the embedding, that of
+    the end of text with them.
     """
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
     check_tokens_known(base, tokenizer, highest_token)
+    # what was never read within code is hard to learn for adapters below a frozen head (perf/README.md)
+    if trained_tokens and base.get_output_embeddings().weight is base.get_input_embeddings().weight:
+        trained_tokens = (*trained_tokens, tokenizer.eos_token_id)
     check_mergeable(base, args, trained_tokens)
     return add_adapters(base, args, trained_tokens)
 
