@@ -22,9 +22,8 @@ demo-quick: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 
-# One process more than cores: some tests wait, for processes of their own or for time to pass.
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $$(( $$($(VENV)/bin/python -c 'import os; print(os.cpu_count())') + 1 )) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) demo/output .pytest_cache .ruff_cache .hypothesis

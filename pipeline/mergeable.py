@@ -169,6 +169,12 @@ def linear_layers(model: Any) -> dict[str, Any]:
             if isinstance(module, torch.nn.Linear | Conv1D) and module is not head}
 
 
+def has_tied_head(model: Any) -> bool:
+    """Return whether a model's output head has the weight of its input embedding."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return embedding is not None and head is not None and head.weight is embedding.weight
+
+
 def stored_weight(module: str, model: Any, stored: dict[str, StoredTensor], where: Path) -> str:
     """Return the name of the stored tensor that is the weight of a module of `model`; PipelineError where an
     adapter of that module cannot be merged into the files in `where`.
@@ -180,8 +186,7 @@ def stored_weight(module: str, model: Any, stored: dict[str, StoredTensor], wher
     except AttributeError:
         raise PipelineError(f"the adapter's module {module} does not exist in {where}; is this the right "
                             "base model?") from None
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if layer is head and embedding is not None and head.weight is embedding.weight:
+    if layer is model.get_output_embeddings() and has_tied_head(model):
         raise PipelineError(f"the adapter's module {module} is the output head, whose weight is that of the "
                             "embedding too: it cannot be merged; nothing was written")
     if not isinstance(layer, torch.nn.Linear | Conv1D):
@@ -203,7 +208,7 @@ def stored_embeddings(model: Any, stored: dict[str, StoredTensor], where: Path) 
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     module = next(name for name, found in model.named_modules() if found is embedding)
-    tied = head is not None and head.weight is embedding.weight
+    tied = has_tied_head(model)
     # PEFT computes a tied head from its weight alone
     other_head = tied and (type(head) is not torch.nn.Linear or head.bias is not None)
     if not isinstance(embedding, torch.nn.Embedding) or other_head:

@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import tree_sitter
 
 KOTLIN = ".kt"  # what a file is taken for whose name nobody knows
@@ -75,6 +76,14 @@ class Grammar:
         except ValueError:  # the parser's word for: it was stopped
             self.parser.reset()
             return None
+
+
+def characters_of(source: bytes, places: np.ndarray) -> np.ndarray:
+    """Return places in bytes of UTF-8 as places in characters."""
+    if source.isascii():
+        return places
+    begins = (np.frombuffer(source, dtype=np.uint8) & 0xC0) != 0x80
+    return np.concatenate([[0], np.cumsum(begins)])[places]
 
 
 def extension_of(path: str | None) -> str:

@@ -1,4 +1,5 @@
 """Fixtures that several test files share."""
+import os
 import random
 import signal
 import subprocess
@@ -20,6 +21,13 @@ LONGEST = ("test_faults.py", "test_hub_pipeline.py", "test_gpu.py", "test_train.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of LONGEST first; the Makefile has xdist keep this order."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than this one has cores: some tests wait, for processes of their own or for
+    time to pass."""
+    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)

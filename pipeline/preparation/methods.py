@@ -7,7 +7,7 @@ import numpy as np
 import tree_sitter
 
 from pipeline.preparation.duplicates import METHOD_PERMUTATIONS, minhash_signature
-from pipeline.syntax import Grammar
+from pipeline.syntax import Grammar, characters_of
 
 MIN_BODY_TOKENS, MAX_BODY_TOKENS = 3, 256  # of the model whose tokenizer counts, the closing brace included
 PARSED, ERRORS, TOO_MUCH = "files parsed", "files parsed with errors", "files not parsed, too much work"
@@ -51,8 +51,7 @@ def find_methods(text: str, grammar: Grammar | None, offsets: np.ndarray, token_
     if tree is None:
         return FoundMethods(TOO_MUCH)
     places = np.array(list(method_places(source, tree.root_node, grammar)), dtype=np.int64).reshape(-1, 4)
-    if len(source) != len(text):
-        places = characters_of(source, places)
+    places = characters_of(source, places)
     # tokens by where they begin: white space that begins one belongs to it
     first, opened, ended = (np.searchsorted(offsets[:, 0], places[:, column]) for column in (1, 2, 3))
     fits = (ended - opened >= MIN_BODY_TOKENS) & (ended - opened <= MAX_BODY_TOKENS)
@@ -97,9 +96,3 @@ def first_behind(source: bytes, place: int) -> int:
     while source[place:place + 1].isspace():
         place += 1
     return place
-
-
-def characters_of(source: bytes, places: np.ndarray) -> np.ndarray:
-    """Return places in bytes of UTF-8 as places in characters."""
-    begins = (np.frombuffer(source, dtype=np.uint8) & 0xC0) != 0x80
-    return np.concatenate([[0], np.cumsum(begins)])[places]

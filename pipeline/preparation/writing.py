@@ -97,7 +97,6 @@ def save_splits(writers: dict[str, SplitWriter], folder: Path) -> None:
                                  if len(rows := writer.finish())})
     if data:
         data.save_to_disk(str(folder))
-    del data
     for writer in writers.values():
         writer.path.unlink()
 

@@ -23,6 +23,7 @@ from pipeline.hub import hub_files
 from pipeline.mergeable import (
     base_tensors,
     check_plain_lora,
+    has_tied_head,
     linear_layers,
     loaded_folder,
     stored_embeddings,
@@ -146,7 +147,7 @@ def make_model(args: argparse.Namespace, precision: str, tokenizer: Any, highest
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
     check_tokens_known(base, tokenizer, highest_token)
     # what was never read within code is hard to learn for adapters below a frozen head (perf/README.md)
-    if trained_tokens and base.get_output_embeddings().weight is base.get_input_embeddings().weight:
+    if trained_tokens and has_tied_head(base):
         trained_tokens = (*trained_tokens, tokenizer.eos_token_id)
     check_mergeable(base, args, trained_tokens)
     return add_adapters(base, args, trained_tokens)

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.syntax import extension_of, find_grammar, missing_grammar
+from pipeline.syntax import characters_of, extension_of, find_grammar, missing_grammar
 from pipeline.training.middles import MIDDLE_CHARACTERS, Span
 
 # Nodes whose children are statements, entries or members, as the grammars of many languages name them.
 CONTAINER = re.compile(r".*(block|body|statements|suite|lambda_literal)|when_expression|source_file|program|"
                        r"module|translation_unit|compilation_unit")
 NO_UNIT = re.compile(r".*(comment|import|package|modifiers|shebang).*")  # children that are no statements
-
 FUNCTION = re.compile(r".*(function|method).*")
 
 
@@ -70,11 +69,8 @@ def _body_of(node: Any, source: bytes) -> Any | None:
 
 def in_characters(spans: list[Span], source: bytes) -> list[Span]:
     """Return spans in bytes of UTF-8 as spans in characters."""
-    leads = (np.frombuffer(source, dtype=np.uint8) & 0xC0) != 0x80  # the first byte of each character
-    if leads.all():
-        return spans
-    characters = np.concatenate([[0], np.cumsum(leads)])  # before each byte
-    return [(int(characters[begin]), int(characters[end])) for begin, end in spans]
+    places = characters_of(source, np.array(spans, dtype=np.int64).reshape(-1, 2))
+    return [(begin, end) for begin, end in places.tolist()]
 
 
 def _units(root: Any, source: bytes) -> Iterator[Span]:
