@@ -1,4 +1,5 @@
 """pipeline/preparation/reporting.py: what one can look at after a run."""
+import itertools
 import json
 import re
 from collections import Counter
@@ -6,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+from matplotlib.figure import Figure
 from preparation_runs import Prepared, arguments, save_corpus
 
 import preprocess_data
-from pipeline.preparation.reporting import funnel
+from pipeline.preparation.reporting import _draw_bars, funnel
 
 
 def test_report_and_pictures_are_written(tmp_path: Path) -> None:
@@ -32,6 +34,19 @@ def test_report_and_pictures_are_written(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert manifest["leakage"]["this data set"]["all"]["completions"] == len(data["test"])
     assert not list(tmp_path.glob(".data.pipeline*"))
+
+
+def test_labels_of_a_small_corpus_lie_side_by_side() -> None:
+    """With some ten files, the numbers below the bars lie one over the other."""
+    axes = Figure(figsize=(5, 4)).subplots()
+    _draw_bars(axes, [("in train", 29, "red"), ("in validation", 3, "red"), ("in test", 6, "red")], "{}")
+    axes.figure.canvas.draw()
+    labels = [*axes.get_xticklabels(which="major"), *axes.get_xticklabels(which="minor")]
+    low, high = axes.get_xlim()
+    boxes = [label.get_window_extent() for label in labels
+             if label.get_text() and low <= label.get_position()[0] <= high]
+    assert boxes
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_the_funnel_is_in_the_order_of_the_rules() -> None:

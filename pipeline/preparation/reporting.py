@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from pipeline.markdown import fenced
 from pipeline.preparation.splits import SPLITS
@@ -63,6 +64,8 @@ def _draw_bars(axes: Any, bars: list[tuple[str, float, str]], label: str) -> Non
     axes.barh(range(len(names)), numbers, color=colors, tick_label=labels)
     axes.invert_yaxis()
     axes.set(xscale="log", xlim=(min(numbers) / 2, max(numbers)))  # so that the smallest has a length
+    # within a decade, labels between its powers lie one over the other; each bar says its number
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any], data_set: Path, found: int,
