@@ -7,6 +7,7 @@ already is left as it is.
 
 Run:    python demo/fetch_model.py OUTPUT_FOLDER
 """
+import argparse
 import os
 import shutil
 import subprocess
@@ -69,6 +70,8 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, metavar="OUTPUT_FOLDER",
+                        help="for the model; a complete one is left")
+    main(parser.parse_args().output)

@@ -7,6 +7,7 @@ make_python_benchmark.py, so that what is replayed is not what is measured.
 
 Run:    python demo/make_python_replay.py OUTPUT_FILE
 """
+import argparse
 import ast
 import io
 import json
@@ -84,6 +85,7 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, metavar="OUTPUT_FILE", help="JSON lines")
+    main(parser.parse_args().output)

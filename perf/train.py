@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import ROOT, machine, median, skip
+from measure import CLOCK, ROOT, machine, median, skip
 
 COMMON = """
 import json, sys, time, torch
@@ -40,14 +40,7 @@ model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype)
 lora = LoraConfig(r=64, lora_alpha=128, target_modules="all-linear", task_type="CAUSAL_LM")
 device = dict(use_cpu=not torch.cuda.is_available(), bf16=precision == "bf16", report_to="none",
               save_strategy="no", disable_tqdm=True)
-
-class Clock(TrainerCallback):  # from the end of the first step to the end of the last
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            self.begun = time.perf_counter()
-        self.steps, self.ended = state.global_step - 1, time.perf_counter()
-clock = Clock()
-"""
+""" + CLOCK
 REFERENCE = COMMON + """
 from transformers import DataCollatorForLanguageModeling
 def encode(row):

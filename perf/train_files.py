@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import ROOT, machine, median, skip
+from measure import CLOCK, ROOT, machine, median, skip
 
 COMMON = """
 import json, resource, sys, time, torch
@@ -45,14 +45,7 @@ lora = LoraConfig(r=64, lora_alpha=128, target_modules="all-linear", task_type="
 settings = dict(use_cpu=not torch.cuda.is_available(), bf16=precision == "bf16", report_to="none",
                 learning_rate=1e-3, save_strategy="no", disable_tqdm=True, per_device_train_batch_size=4,
                 max_steps=sequences // 4)
-
-class Clock(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            self.begun = time.perf_counter()
-        self.steps, self.ended = state.global_step - 1, time.perf_counter()
-clock = Clock()
-"""
+""" + CLOCK
 REFERENCE = OTHERS + """
 from transformers import default_data_collator
 ids = []

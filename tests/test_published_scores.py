@@ -29,6 +29,7 @@ from pipeline.evaluation.published_scores import (
     update_card,
 )
 from pipeline.evaluation.scores import LOSS_BYTE
+from pipeline.evaluation.tasks import Task, fold_white_space
 from pipeline.files import sha256_file
 from pipeline.manifests import check_manifest, sealed_manifest
 
@@ -127,6 +128,12 @@ def test_a_card_that_cannot_be_read_is_not_touched(front: str, tmp_path: Path) -
 
 # The evaluation results of the hub
 
+def task(name: str, dataset: str, context_tokens: int) -> Task:
+    """Return a set of no examples."""
+    return Task(name, [], 100, fold_white_space, None, dataset=dataset, context_tokens=context_tokens,
+                language=name.split()[0], methods=name.endswith("methods"))
+
+
 @pytest.mark.parametrize(("dataset", "file"), [("tester/kotlin", ".eval_results/tester--kotlin.yaml"),
                                                ("kotlin_prepared_dataset", None), ("test.jsonl", None)])
 def test_only_a_data_set_of_the_hub_has_evaluation_results(dataset: str, file: str | None) -> None:
@@ -142,28 +149,27 @@ def test_every_score_is_an_evaluation_result() -> None:
     scores = {score: cell | {"fine_tuned": float(number)} for number, score in enumerate(CARD_METRICS)}
     context = "512 tokens of context"
     sets = [("CodeXGLUE (Python)", codexglue.CODEXGLUE_DATASET, 0), ("Kotlin", "tester/kotlin", 0),
-            (f"Kotlin, {context}", "tester/kotlin", 512)]
+            (f"Kotlin, {context}", "tester/kotlin", 512), ("Kotlin methods", "tester/kotlin", 512)]
     metrics = {"sets": {name: {"scores": scores, "signature": f"data:{dataset}|tokens:{tokens}"}
                         for name, dataset, tokens in sets}}
-    tasks = [SimpleNamespace(name=name, dataset=dataset, context_tokens=tokens, suffix_tokens=0,
-                             repository_tokens=0) for name, dataset, tokens in sets]
+    tasks = [task(name, dataset, tokens) for name, dataset, tokens in sets]
     found = card_results(metrics, tasks)
     files = eval_result_files(found)
     assert list(files) == [".eval_results/microsoft--codexglue_method_generation.yaml",
                            ".eval_results/tester--kotlin.yaml"]
     entries = [entry for content in files.values()
                for entry in parse_eval_result_entries(yaml.safe_load(content))]
-    behind = ["", "", "_behind_512_tokens"]
+    behind = ["", "", "_behind_512_tokens", "_methods_behind_512_tokens"]
     assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
         (dataset, kind + more, float(number)) for (_, dataset, _), more in zip(sets, behind, strict=True)
         for number, kind in enumerate(CARD_METRICS.values())]
-    assert len({(entry.dataset_id, entry.task_id) for entry in entries}) == len(entries) == 18
+    assert len({(entry.dataset_id, entry.task_id) for entry in entries}) == len(entries) == 24
     assert {"exact_match", "next_line_similarity", "chrf"} < {entry.task_id for entry in entries}
     bleu = [entry.notes for entry in entries if entry.task_id.startswith("bleu")]
     assert bleu == [f"metric {metric}, interval_95 [1.5, 2.5], base_model 1.0, p 0.01, settings "
                     f"data:{dataset}|tokens:{tokens}" for (_, dataset, tokens), metric
-                    in zip(sets, ("BLEU", "BLEU", f"BLEU, {context}"), strict=True)]
-    # in the card too, which has one entry for both sets of one data set
+                    in zip(sets, ("BLEU", "BLEU", f"BLEU, {context}", "BLEU, methods"), strict=True)]
+    # in the card too, which has one entry for all sets of one data set
     card = ModelCard(card_with_scores("# Mine\n", "name", found))
     assert len(card.data.to_dict()["model-index"][0]["results"]) == 2
     assert [(r.metric_type, r.metric_name, r.metric_args["settings"]) for r in card.data.eval_results] == [
@@ -176,9 +182,7 @@ def test_a_score_that_the_models_do_not_share_is_not_published() -> None:
     """Two models with two tokenizers have no loss a token, and the card costs a traceback after hours."""
     cell = {"base": 1.0, "fine_tuned": 2.0, "fine_tuned_interval": [1.5, 2.5], "p": 0.01}
     metrics = {"sets": {"Kotlin": {"scores": {"BLEU": cell, LOSS_BYTE: cell}, "signature": "s"}}}
-    tasks = [SimpleNamespace(name="Kotlin", dataset="data", context_tokens=0, suffix_tokens=0,
-                             repository_tokens=0)]
-    assert [result.metric_type for result in card_results(metrics, tasks)] == ["bleu"]
+    assert [result.metric_type for result in card_results(metrics, [task("Kotlin", "data", 0)])] == ["bleu"]
 
 
 def test_evaluation_results_in_a_folder(folders: SimpleNamespace, tmp_path: Path) -> None:

@@ -168,6 +168,17 @@ def test_help_and_a_wrong_flag_need_no_heavy_import(script: str) -> None:
     assert "%%" not in done.stdout, done.stdout  # a percent sign is written twice in a help text, shown once
 
 
+@pytest.mark.parametrize("script", sorted(file.name for file in (ROOT / "demo").glob("*.py")
+                                          if "__main__" in file.read_text(encoding="utf-8")))
+def test_help_of_the_demo_writes_nothing(script: str, tmp_path: Path) -> None:
+    """--help is taken for the name of the output."""
+    done = subprocess.run([sys.executable, ROOT / "demo" / script, "--help"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Sizes and docstrings
 # ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from pipeline.datasets import load_examples, load_methods
 from pipeline.evaluation.baselines import against_baselines
 from pipeline.evaluation.candidates import ModelSource, load_model
 from pipeline.evaluation.losses import reference_losses
-from pipeline.evaluation.methods import METHODS
 from pipeline.evaluation.middles import task_of
 from pipeline.evaluation.parsing import parses
 from pipeline.evaluation.predictions import predict, prediction_header
@@ -103,7 +102,7 @@ def train_split(task: Task, dataset: str) -> Any:
     None."""
     if not task.language:
         return None
-    if task.name.startswith(f"{task.language} {METHODS}"):
+    if task.methods:
         methods = load_methods(dataset, "train")
         return methods and methods.rename_columns({"signature": "prompt", "body": "completion"})
     return load_examples(dataset, (), verify=False, optional=("train",)).get("train")

@@ -20,8 +20,7 @@ from pipeline.evaluation.tasks import (
     show_prompts,
 )
 
-METHODS = "methods"  # behind the language, the name of the set
-# behind that, the part of the set whose methods have documentation
+# behind the name of the set, the part of it whose methods have documentation
 WITH_DOCUMENTATION = {"Kotlin": "with KDoc", "Java": "with Javadoc"}
 FEWEST_DOCUMENTED = 10  # of which fewer say nothing
 STOP_FORMAT = "2"  # of the stop rule: what was written under another one is not taken up again
@@ -69,12 +68,12 @@ def methods_task(dataset: str, sample: int, seed: int, max_new_tokens: int = 0, 
             chunk=row["signature"], place=(row["source_line"], opened), head=text[first:opened],
             documented=bool(row["docstring"])))
     language = texts.language()
-    name = f"{language} {METHODS}"
+    name = f"{language} methods"
     task = Task(name, examples, max_new_tokens or CODEXGLUE_MAX_NEW_TOKENS, fold_white_space, block_end,
                 settings_of(examples, context_tokens),
                 Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens,
                 stop_rule=BlockEnd, texts=texts, file_name=f"{language.lower()}-methods",
-                parts=documented_part(name, language, examples), language=language)
+                parts=documented_part(name, language, examples), language=language, methods=True)
     show_prompts(task, tokenizer)
     return task
 

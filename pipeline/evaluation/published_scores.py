@@ -22,7 +22,6 @@ from huggingface_hub import (
 from huggingface_hub.utils import yaml_dump
 
 from pipeline.errors import PipelineError, first_line
-from pipeline.evaluation.methods import METHODS
 from pipeline.evaluation.repository import WITHOUT
 from pipeline.evaluation.scores import LOSS, NEXT_LINE, NEXT_LINE_SIMILARITY
 from pipeline.evaluation.tasks import Task
@@ -61,9 +60,9 @@ def card_results(metrics: dict[str, Any], tasks: list[Task]) -> list[EvalResult]
         kind = f"_behind_{task.context_tokens}_tokens" if task.context_tokens else ""
         kind += "_infilling" if task.suffix_tokens else ""
         kind += f"_and_{task.repository_tokens}_of_the_repository" if task.repository_tokens else ""
-        if language.endswith(f" {METHODS}"):  # another kind of task on the same data set
+        if task.methods:  # another kind of task on the same data set
             kind = "_".join(["_methods", *(part.replace(" ", "_").lower() for part in behind)]) + kind
-            language, behind = language.split()[0], ["methods", *behind]
+            language, behind = task.language, ["methods", *behind]
         for score in (score for score in CARD_METRICS if score in entry["scores"]):
             cell = entry["scores"][score]
             results.append(EvalResult(

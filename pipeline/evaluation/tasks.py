@@ -90,6 +90,7 @@ class Task:
     texts: FileTexts | None = None  # of the files that the examples are from
     file_name: str = ""  # of its predictions; that of its language where it is empty
     language: str = ""  # of a data set of ours, as it is shown; the set of Python methods has none
+    methods: bool = False  # whether what is asked for are bodies of methods of that data set
 
 
 def first_line(text: str, normalize: Callable[[str], str],
