@@ -156,8 +156,8 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def show_result(args: argparse.Namespace, counts: Counter, leakage: dict[str, float], started: float) -> None:
-    """Print the counts, what of the test stands in train, and what was written."""
-    for name, number in sorted(counts.items()):
+    """Print the counts that are not zero, what of the test stands in train, and what was written."""
+    for name, number in sorted((+counts).items()):
         print(f"  {number:>9,} {name}")
     print(f"  leakage: {leakage['verbatim_in_train']:.1%} of the test completions stand verbatim in train, "
           f"{leakage['any_13_gram_in_train']:.1%} share a run of 13 tokens with it (imports and lone "

@@ -87,7 +87,7 @@ def report_text(counts: Counter, statistics: Statistics, leakage: dict[str, Any]
               "|---|---:|---:|---:|---:|"]
     lines += [f"| {split} | {counts[f'files in {split}']:,} | {statistics.tokens[split]:,} | "
               f"{counts[f'examples in {split}']:,} | {counts[f'methods in {split}']:,} |" for split in SPLITS]
-    lines += ["", *(f"- {number:,} {name}" for name, number in sorted(counts.items())
+    lines += ["", *(f"- {number:,} {name}" for name, number in sorted((+counts).items())
                     if "skipped" in name or "cut to" in name or "near-copy" in name)]
     lines += ["", *(note[:1].upper() + note[1:] + "." for note in notes)]
     lines += ["", "![files, lengths and cuts](report.png)", "", *_largest_files(counts, statistics), "",
