@@ -14,13 +14,24 @@ import numpy as np
 import tree_sitter
 
 KOTLIN = ".kt"  # what a file is taken for whose name nobody knows
-LANGUAGES = {".kt": "kotlin", ".kts": "kotlin", ".java": "java", ".py": "python", ".rs": "rust",
-             ".js": "javascript", ".mjs": "javascript", ".ts": "typescript", ".h": "c", ".cc": "cpp",
-             ".hpp": "cpp", ".cs": "c_sharp", ".rb": "ruby", ".sh": "bash", ".ml": "ocaml", ".hs": "haskell",
-             ".ex": "elixir", ".exs": "elixir", ".jl": "julia"}
+# By extension, as grammars are named: those that have a package on PyPI (2026-11)
+LANGUAGES = {".kt": "kotlin", ".kts": "kotlin", ".adb": "ada", ".ads": "ada", ".bash": "bash", ".sh": "bash",
+             ".c": "c", ".h": "c", ".cs": "c_sharp", ".lisp": "commonlisp", ".cc": "cpp", ".cpp": "cpp",
+             ".cxx": "cpp", ".hh": "cpp", ".hpp": "cpp", ".hxx": "cpp", ".cu": "cuda", ".cuh": "cuda",
+             ".dart": "dart", ".ex": "elixir", ".exs": "elixir", ".f90": "fortran", ".f95": "fortran",
+             ".fs": "fsharp", ".fsx": "fsharp", ".go": "go", ".gradle": "groovy", ".groovy": "groovy",
+             ".hs": "haskell", ".hcl": "hcl", ".tf": "hcl", ".java": "java", ".cjs": "javascript",
+             ".js": "javascript", ".jsx": "javascript", ".mjs": "javascript", ".jl": "julia", ".lua": "lua",
+             ".nix": "nix", ".ml": "ocaml", ".odin": "odin", ".pas": "pascal", ".pl": "perl", ".pm": "perl",
+             ".php": "php", ".ps1": "powershell", ".psm1": "powershell", ".py": "python", ".pyi": "python",
+             ".rb": "ruby", ".rs": "rust", ".scala": "scala", ".sol": "solidity", ".sql": "sql",
+             ".swift": "swift", ".sv": "systemverilog", ".ts": "typescript", ".vhd": "vhdl",
+             ".vhdl": "vhdl", ".zig": "zig"}
 # How languages are written whose names are not their grammars' with a capital
-LABELS = {"c_sharp": "C#", "cpp": "C++", "javascript": "JavaScript", "ocaml": "OCaml", "php": "PHP",
-          "typescript": "TypeScript"}
+LABELS = {"c_sharp": "C#", "commonlisp": "Common Lisp", "cpp": "C++", "cuda": "CUDA", "fsharp": "F#",
+          "hcl": "HCL", "javascript": "JavaScript", "ocaml": "OCaml", "php": "PHP",
+          "powershell": "PowerShell", "sql": "SQL", "systemverilog": "SystemVerilog",
+          "typescript": "TypeScript", "vhdl": "VHDL"}
 # What a file may cost: some seconds.  Counted and not timed, so that what is parsed does not depend on the
 # machine.  Of JetBrains/kotlin 1.3.31, the file that costs most takes 2,942 (476 kB) and 119 million.
 MOST_STEPS = 4_000  # of the parser, in hundreds
@@ -119,7 +130,12 @@ def find_grammar(extension: str) -> Grammar | None:
 
 
 def missing_grammar(extension: str, left_out: str) -> str:
-    """Return a line for the user: that there is no grammar, what is left out, and how to have it."""
-    name = f"tree-sitter-{language_of(extension) or 'LANGUAGE'}".replace("_", "-")
-    return (f"no grammar for {extension or 'files without an extension'}: {left_out}; where there is one, "
-            f"pip install {name} brings it")
+    """Return a line for the user: that there is no grammar, what is left out, and how to have it.
+
+    A package is named only where it is known to be a grammar: under another name anybody could have
+    published anything.
+    """
+    how = "none is known on PyPI under the name tree-sitter-LANGUAGE"
+    if extension in LANGUAGES:
+        how = f"pip install tree-sitter-{LANGUAGES[extension].replace('_', '-')} brings it"
+    return f"no grammar for {extension or 'files without an extension'}: {left_out}; {how}"

@@ -154,17 +154,21 @@ def test_a_run_without_methods(prepare: Callable[..., Prepared], texts: list[str
     assert without.rows == with_them.rows
     assert not any("method" in name or "parsed" in name for name in without.counts)
     assert "note" not in capsys.readouterr().err
-    monkeypatch.setattr("pipeline.preparation.workers.find_grammar", lambda extension: None)
+    for module in ("workers", "method_files"):
+        monkeypatch.setattr(f"pipeline.preparation.{module}.find_grammar", lambda extension: None)
     assert prepare(texts).counts[NO_GRAMMAR] == 40
     assert not (tmp_path / "data" / "methods").exists()
     assert "the methods of 40 files are left out" in capsys.readouterr().err
 
 
-def test_what_is_left_out_is_told(capsys: pytest.CaptureFixture) -> None:
-    """A user does not learn why his language has no methods, or is told to install what is there."""
-    tell_left_out(Counter({".cobol": 3, ".kt": 1, ".java": 0}))
-    first, second = capsys.readouterr().err.splitlines()
-    assert "no grammar for .cobol: the methods of 3 files are left out" in first
-    assert "pip install tree-sitter-cobol brings it" in first
-    assert second == ("note: the methods of 1 files are left out, of .kt: what a method is has been written "
-                      "down for kotlin and java alone")
+def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """A user does not learn why his language has no methods, or is told to install what is there, or a
+    grammar that would bring him none."""
+    monkeypatch.setattr("pipeline.preparation.method_files.find_grammar", lambda extension: None)
+    tell_left_out(Counter({".zig": 3, ".java": 2, ".kt": 0, "": 1}))
+    zig, java, none = capsys.readouterr().err.splitlines()
+    assert zig == ("note: the methods of 3 files are left out, of .zig: what a method is has been written "
+                   "down for Kotlin and Java alone")
+    assert java == ("note: no grammar for .java: the methods of 2 files are left out; "
+                    "pip install tree-sitter-java brings it")
+    assert "of no extension" in none

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize(("path", "extension", "language"), [
     ("a/b.kt", ".kt", "kotlin"), ("build.gradle.kts", ".kts", "kotlin"), ("A.KT", ".kt", "kotlin"),
     ("A.java", ".java", "java"), ("x.cs", ".cs", "c_sharp"), ("a.zig", ".zig", "zig"),
+    ("a.cobol", ".cobol", "cobol"), ("Token.SOL", ".sol", "solidity"),
     (None, ".kt", "kotlin"), ("Makefile", "", ""), ("a.b/c", "", ""), ("a.../x.../;rm", "", ""),
     ("q.a;b.c-d", ".c-d", "cd")])
 def test_a_language_by_the_name_of_its_file(path: str | None, extension: str, language: str) -> None:
@@ -39,8 +40,7 @@ def test_a_language_without_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_grammar(".cobol") is None
     assert find_grammar("") is None
     assert missing_grammar(".cs", "its methods are left out") == (
-        "no grammar for .cs: its methods are left out; where there is one, pip install tree-sitter-c-sharp "
-        "brings it")
+        "no grammar for .cs: its methods are left out; pip install tree-sitter-c-sharp brings it")
     assert "files without an extension" in missing_grammar("", "x")
 
     def too_old() -> int:
@@ -50,6 +50,13 @@ def test_a_language_without_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_grammar(".old") is None
     monkeypatch.setitem(sys.modules, "tree_sitter_odd", SimpleNamespace(__spec__=object()))
     assert find_grammar(".odd") is None
+
+
+def test_no_package_is_recommended_that_nobody_knows() -> None:
+    """A user is told to install a package of a name that was made up from his files', which anybody may have
+    published: the grammar for .sol is tree-sitter-solidity."""
+    assert "tree-sitter-solidity" in missing_grammar(".sol", "x")
+    assert "pip install" not in missing_grammar(".cobol", "x")
 
 
 def test_the_tree_is_the_one_that_the_library_makes() -> None:

@@ -18,7 +18,7 @@ from pipeline.preparation.duplicates import METHOD_PERMUTATIONS, cluster_near_du
 from pipeline.preparation.methods import NO_GRAMMAR, QUERIES, FoundMethods
 from pipeline.preparation.splits import SPLITS
 from pipeline.preparation.writing import ROWS_PER_WRITE, SplitWriter, save_splits
-from pipeline.syntax import extension_of, find_grammar, missing_grammar
+from pipeline.syntax import extension_of, find_grammar, language_of, missing_grammar
 
 METHOD = datasets.Features({"signature": datasets.Value("string"), "docstring": datasets.Value("string"),
                             "body": datasets.Value("string"), "source_line": datasets.Value("int64"),
@@ -119,8 +119,8 @@ def tell_left_out(files: Counter) -> None:
         if not number:
             continue
         left_out = f"the methods of {number} files are left out"
-        if find_grammar(extension) is None:
+        if language_of(extension) not in QUERIES:  # a grammar would not help
+            print(f"note: {left_out}, of {extension or 'no extension'}: what a method is has been written "
+                  f"down for {' and '.join(map(str.capitalize, QUERIES))} alone", file=sys.stderr)
+        elif find_grammar(extension) is None:
             print(f"note: {missing_grammar(extension, left_out)}", file=sys.stderr)
-        else:
-            print(f"note: {left_out}, of {extension}: what a method is has been written down for "
-                  f"{' and '.join(QUERIES)} alone", file=sys.stderr)

@@ -11,7 +11,7 @@ from pipeline.syntax import Grammar, characters_of
 
 MIN_BODY_TOKENS, MAX_BODY_TOKENS = 3, 256  # of the model whose tokenizer counts, the closing brace included
 PARSED, ERRORS, TOO_MUCH = "files parsed", "files parsed with errors", "files not parsed, too much work"
-NO_GRAMMAR = "files not parsed, no grammar"
+NO_GRAMMAR = "files not parsed for methods"
 # By language: the function, its body and the comments.  Those of JavaDoc's kind are documentation.  Behind a
 # statement, an annotation reads like the beginning of another: `@Name (arguments)`, `@qualified .Name`.
 QUERIES = {
