@@ -9,8 +9,9 @@ from pipeline.syntax import characters_of, extension_of, find_grammar, missing_g
 from pipeline.training.middles import MIDDLE_CHARACTERS, Span
 
 # Nodes whose children are statements, entries or members, as the grammars of many languages name them.
-CONTAINER = re.compile(r".*(block|body|statements|suite|lambda_literal)|when_expression|source_file|program|"
-                       r"module|translation_unit|compilation_unit")
+CONTAINER = re.compile(r".*(block|body|statements|suite|lambda_literal|"
+                       r"(statement|declaration|variant|enumerator)_list)|(compound|body)_statement|when_expression|"
+                       r"source_file|program|module|translation_unit|compilation_unit")
 NO_UNIT = re.compile(r".*(comment|import|package|modifiers|shebang).*")  # children that are no statements
 FUNCTION = re.compile(r".*(function|method).*")
 
