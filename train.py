@@ -75,6 +75,7 @@ def train(args: argparse.Namespace) -> None:
     steps = planning.plan_steps(args, len(data.train))
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
+    planning.tell_idle(args.examples_per_step, settings.world_size)
     first_process = settings.process_index == 0
     asked = args.quantization
     args.quantization = planning.choose_quantization(args, precision, settings.world_size)
@@ -216,8 +217,8 @@ def build_parser() -> argparse.ArgumentParser:
                        default="cosine",
                        help=f"after a warm-up over {WARMUP_RATIO:.0%}% of the steps (default: %(default)s)")
     learn.add_argument("--examples_per_step", type=non_negative_int, default=0,
-                       help="examples in one optimizer step, over all processes; 0: 4 to 16, so that a short "
-                            "run has 300 steps (default: %(default)s)")
+                       help="examples in one optimizer step, over all processes; 0: as many as leave 300 "
+                            "steps, 16 at most (default: %(default)s)")
     learn.add_argument("--num_train_epochs", type=positive_number, default=1.0, help="(default: %(default)s)")
     learn.add_argument("--max_steps", type=non_negative_int, default=0,
                        help="optimizer steps, in place of --num_train_epochs; 0: by epochs (default: "

@@ -5,9 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=demo/output
-train_samples=0 validation_samples=40 sample=60 eval_steps=10 epochs=2 step=8 new_tokens=0
+train_samples=0 validation_samples=40 sample=60 eval_steps=40 epochs=2 new_tokens=0
 if [ "${1:-}" = --quick ]; then
-  out=demo/output/quick train_samples=8 validation_samples=4 sample=3 eval_steps=1 epochs=1 step=4 new_tokens=32
+  out=demo/output/quick train_samples=8 validation_samples=4 sample=3 eval_steps=4 epochs=1 new_tokens=32
 fi
 
 show() { printf '\n$ python' >&2; printf ' %q' "$@" >&2; printf '\n' >&2; "$python" "$@"; }
@@ -27,8 +27,8 @@ show parse_data.py --repo_url "$out/tideline" --clone_path "$out/clone" --output
 show preprocess_data.py --input_file "$out/raw.jsonl" --output_dir "$out/dataset" --model_name_or_path "$model" \
   --chunk_tokens 64 --test_fraction 0.2 --validation_fraction 0.1 --min_test_examples 0
 show train.py --model_name_or_path "$model" --dataset "$out/dataset" --output_dir "$out/adapter" --overwrite \
-  --quantization none --max_train_samples "$train_samples" --num_train_epochs "$epochs" --examples_per_step "$step" \
-  --eval_steps "$eval_steps" --max_validation_samples "$validation_samples"
+  --quantization none --max_train_samples "$train_samples" --num_train_epochs "$epochs" --eval_steps "$eval_steps" \
+  --max_validation_samples "$validation_samples"
 show merge_lora.py --hf_repository "$out/adapter" --output_dir "$out/merged"
 show benchmarking.py --hf_repository "$out/merged" --base_model "$model" --dataset "$out/dataset" \
   --codexglue_file "$out/python_methods.jsonl" --sample "$sample" \

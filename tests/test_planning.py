@@ -46,11 +46,21 @@ def test_free_memory_decides_the_batch(model_folder: Path, dataset_folder: Path,
 
 
 @pytest.mark.parametrize(("examples", "epochs", "asked", "max_steps", "expected"), [
-    (240, 1.0, 0, 0, 4), (1200, 1.0, 0, 0, 4), (1200, 2.0, 0, 0, 8), (3000, 1.0, 0, 0, 10),
-    (100_000, 1.0, 0, 0, 16), (240, 1.0, 16, 0, 16), (100_000, 1.0, 1, 0, 1), (240, 1.0, 0, 30, 16)])
+    (240, 1.0, 0, 0, 1), (600, 1.0, 0, 0, 2), (1200, 1.0, 0, 0, 4), (1200, 2.0, 0, 0, 8),
+    (3000, 1.0, 0, 0, 10), (100_000, 1.0, 0, 0, 16), (240, 1.0, 16, 0, 16), (100_000, 1.0, 1, 0, 1),
+    (240, 1.0, 0, 30, 16)])
 def test_a_short_run_has_small_steps(examples: int, epochs: float, asked: int, max_steps: int,
                                      expected: int) -> None:
     """An hour on a CPU is spent on few steps and learns less from the same tokens; or what was asked for is
     not what is done."""
     args = argparse.Namespace(examples_per_step=asked, num_train_epochs=epochs, max_steps=max_steps)
     assert planning.choose_examples_per_step(args, examples) == expected
+
+
+def test_processes_without_work_are_told_of(capsys: pytest.CaptureFixture) -> None:
+    """Four GPUs are paid for, and one of them works."""
+    planning.tell_idle(4, 4)
+    assert not capsys.readouterr().err
+    planning.tell_idle(1, 4)
+    assert capsys.readouterr().err == ("note: a step of 1 leaves 3 of the 4 processes idle; "
+                                       "--examples_per_step 4 gives each one example\n")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.errors import PipelineError
 from pipeline.models import available_memory, choose_device, torch_dtype
+from pipeline.stage import note
 from pipeline.tokenizers import model_errors
 from pipeline.training.checkpoints import CHECKPOINT_HASHES
 from pipeline.training.examples import EncodedExamples
@@ -27,7 +28,7 @@ MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "mps": 8192, "cpu": 2048}  # on a CPU m
 
 # In a short run many small steps learn more from the same tokens than few large ones (perf/README.md).
 STEPS_WANTED = 300
-FEWEST_EXAMPLES_PER_STEP, MOST_EXAMPLES_PER_STEP = 4, 16
+MOST_EXAMPLES_PER_STEP = 16
 
 
 def plan_steps(args: argparse.Namespace, examples: int) -> int:
@@ -39,13 +40,19 @@ def plan_steps(args: argparse.Namespace, examples: int) -> int:
 
 def choose_examples_per_step(args: argparse.Namespace, examples: int) -> int:
     """Return the examples of a step: what is asked for, or, of `examples` an epoch, as many as leave
-    STEPS_WANTED steps, within bounds."""
+    STEPS_WANTED steps, and MOST_EXAMPLES_PER_STEP at most."""
     if args.examples_per_step:
         return args.examples_per_step
     if args.max_steps:
         return MOST_EXAMPLES_PER_STEP  # their number does not fall with it
-    wanted = int(examples * args.num_train_epochs / STEPS_WANTED)
-    return min(MOST_EXAMPLES_PER_STEP, max(FEWEST_EXAMPLES_PER_STEP, wanted))
+    return min(MOST_EXAMPLES_PER_STEP, max(1, int(examples * args.num_train_epochs / STEPS_WANTED)))
+
+
+def tell_idle(examples_per_step: int, processes: int) -> None:
+    """Say so where a step has fewer examples than there are processes."""
+    if examples_per_step < processes:
+        note(f"a step of {examples_per_step} leaves {processes - examples_per_step} of the {processes} "
+             f"processes idle; --examples_per_step {processes} gives each one example")
 
 
 def choose_tokens_per_batch(args: argparse.Namespace, resume_from: Path | None, bytes_per_token: float,

@@ -146,8 +146,9 @@ def describe(args: argparse.Namespace, model: Any, data: Data, trainer: Any, ste
           f"at once, {plan.bytes_per_token / 1e6:.2f} MB each, with {plan.free / 1e9:.1f} GB free; about "
           f"{duration(seconds)}\n"
           f"{trainable:,} trainable parameters{frozen}; {len(data.train):,} {what}, {tokens:,} tokens in "
-          f"{steps:,} steps of {args.examples_per_step} examples; {share:.1%} of what is computed are real "
-          f"tokens; {len(data.validation):,} validation examples", flush=True)
+          f"{steps:,} steps of {args.examples_per_step} example{'s' * (args.examples_per_step > 1)}; "
+          f"{share:.1%} of what is computed are real tokens; {len(data.validation):,} validation examples",
+          flush=True)
 
 
 def count(model: Any, data: Data) -> dict[str, int]:
