@@ -47,10 +47,11 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import PipelineError
-from pipeline.files import output_lock, sha256_file, sweep_leftovers
-from pipeline.manifests import write_manifest
-from pipeline.stage import duration, non_negative_int, positive_int, run_stage
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import sha256_file
+from pipeline.run.manifests import write_manifest
+from pipeline.run.outputs import output_lock, sweep_leftovers
+from pipeline.run.stage import duration, non_negative_int, positive_int, run_stage
 
 OUTPUTS = ("metrics.json", "table.md", "report.md", "chart.png", "change.png")
 
@@ -59,13 +60,16 @@ def benchmark(args: argparse.Namespace) -> None:
     """Compare --base_model and --hf_repository on both sets and write the results to --output_dir."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
-    from pipeline import models, repository_prompts
-    from pipeline.evaluation import candidates, middles, published_scores, reporting, repository
+    from pipeline.decoding.vllm_engine import check_vllm
+    from pipeline.evaluation import benchmark_report, candidates, published_scores
     from pipeline.evaluation.comparison import evaluate, score_set, with_parts
     from pipeline.evaluation.processes import join_processes
     from pipeline.evaluation.sets import fit_budgets, make_tasks
-    from pipeline.evaluation.vllm import check_vllm
-    from pipeline.hub import find_manifest
+    from pipeline.fim import fim_set
+    from pipeline.hub.client import find_manifest
+    from pipeline.model import device
+    from pipeline.prompts import repository_form
+    from pipeline.retrieval import snippet_set
 
     if args.update_card:
         published_scores.check_card_target(args)
@@ -80,15 +84,15 @@ def benchmark(args: argparse.Namespace) -> None:
     dataset_manifest = find_manifest(args.dataset, "dataset")
     candidates.warn_of_another_base(sources[0], fine_tuned_manifest)
 
-    models.quiet_libraries()
+    device.quiet_libraries()
     processes = join_processes()
     if args.engine == "vllm":
         check_vllm(sources, processes.number)
-    precision, device = models.choose_precision(args.precision), models.device_name()
+    precision, device = device.choose_precision(args.precision), device.device_name()
     tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
-    infilled = args.suffix_tokens and middles.choose_formats(sources, tokenizers, fine_tuned_manifest)
-    form = repository.choose_form(fine_tuned_manifest, args.hf_repository,
-                                  tokenizers) if args.repository_tokens else repository_prompts.COMMENTED
+    infilled = args.suffix_tokens and fim_set.choose_formats(sources, tokenizers, fine_tuned_manifest)
+    form = snippet_set.choose_form(fine_tuned_manifest, args.hf_repository,
+                                  tokenizers) if args.repository_tokens else repository_form.COMMENTED
     tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, sources if infilled else (),
                        form)
     fit_budgets(tasks, sources)
@@ -114,9 +118,9 @@ def benchmark(args: argparse.Namespace) -> None:
                 task, *([found[which, task.name] for which in (0, 1)] for found in (predictions, ended,
                                                                                     losses)),
                 tokenizers, args, precision)
-        repository.add_gains(metrics["sets"], tasks, (predictions, ended, losses), tokenizers, args.seed)
-        reporting.report(metrics, args.output_dir)
-        reporting.write_report(metrics, tasks, predictions, changes, args.output_dir, args.seed)
+        snippet_set.add_gains(metrics["sets"], tasks, (predictions, ended, losses), tokenizers, args.seed)
+        benchmark_report.report(metrics, args.output_dir)
+        benchmark_report.write_report(metrics, tasks, predictions, changes, args.output_dir, args.seed)
         outputs = {name: sha256_file(args.output_dir / name) for name in OUTPUTS}
         write_manifest(args.output_dir / "manifest.json", args, outputs, started,
                        data={t.name: t.settings for t in tasks}, fine_tuned_manifest=fine_tuned_manifest,

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import PipelineError
-from pipeline.stage import run_stage
+from pipeline.run.errors import PipelineError
+from pipeline.run.stage import run_stage
 
 MAX_ORDER = 4
 BLOCK_EXAMPLES = 500  # counted together: few calls of numpy, and arrays that stay in the processor's cache

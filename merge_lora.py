@@ -24,10 +24,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, looks_like_path
-from pipeline.files import atomic_folder, check_replaceable, hash_files, output_lock, sha256_file
-from pipeline.manifests import MODEL_FILES, check_manifest, read_manifest, write_manifest
-from pipeline.stage import duration, run_stage
+from pipeline.run.errors import PipelineError, looks_like_path
+from pipeline.run.hashes import hash_files, sha256_file
+from pipeline.run.manifests import MODEL_FILES, check_manifest, read_manifest, write_manifest
+from pipeline.run.outputs import atomic_folder, check_replaceable, output_lock
+from pipeline.run.stage import duration, run_stage
 
 ADAPTER_BRANCH = "adapter"
 # In a repository of an adapter: what a merged model must not lie beside.
@@ -39,12 +40,12 @@ def merge(args: argparse.Namespace) -> None:
     """Merge the adapter of --hf_repository into its base model; for a hub name, publish the result there."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
-    from pipeline import mergeable
-    from pipeline.hub import check_hub_write, push_folder
+    from pipeline.hub.client import check_hub_write, push_folder
     from pipeline.merging import adapter, base, gguf_file, lora_merge
     from pipeline.merging.card import model_card
     from pipeline.merging.verification import enough_memory_to_verify, verify
-    from pipeline.models import quiet_libraries
+    from pipeline.model import mergeable
+    from pipeline.model.device import quiet_libraries
 
     on_hub = not Path(args.hf_repository).is_dir() and not looks_like_path(args.hf_repository)
     check_output(args, mergeable.ADAPTER_CONFIG)

@@ -27,13 +27,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import PipelineError, shown_path
-from pipeline.files import atomic_file, output_lock, sha256_file, sweep_leftovers
-from pipeline.manifests import manifest_path, write_manifest
-from pipeline.progress import progress
+from pipeline.run.errors import PipelineError, shown_path
+from pipeline.run.hashes import sha256_file
+from pipeline.run.manifests import manifest_path, write_manifest
+from pipeline.run.outputs import atomic_file, output_lock, sweep_leftovers
+from pipeline.run.progress import progress
+from pipeline.run.stage import duration, positive_int, run_stage
 from pipeline.sources.clone import clone_folder
 from pipeline.sources.source import Request, Source, blob_id, decode_source
-from pipeline.stage import duration, positive_int, run_stage
 
 
 def write_source(source: Source, files: Iterator[tuple[str, str, bytes]], args: argparse.Namespace,

@@ -36,29 +36,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError, looks_like_path
-from pipeline.files import (
-    atomic_folder,
-    check_data_set_path,
-    check_replaceable,
-    combined_hash,
-    hash_files,
-    output_lock,
-    sha256_file,
-)
-from pipeline.large_values import MAX_DIGIT_RUN, MAX_UNBROKEN_RUN
-from pipeline.manifests import check_manifest, write_manifest
-from pipeline.stage import duration, fraction, non_negative_int, positive_int, run_stage
+from pipeline.data.large_values import MAX_DIGIT_RUN, MAX_UNBROKEN_RUN
+from pipeline.run.errors import PipelineError, looks_like_path
+from pipeline.run.hashes import combined_hash, hash_files, sha256_file
+from pipeline.run.manifests import check_manifest, write_manifest
+from pipeline.run.outputs import atomic_folder, check_data_set_path, check_replaceable, output_lock
+from pipeline.run.stage import duration, fraction, non_negative_int, positive_int, run_stage
 
 
 def preprocess(args: argparse.Namespace) -> None:
     """Write the data set of --input_file to --output_dir."""
     started = time.time()
     # What is heavy waits until the arguments are known to be good.
+    from pipeline.model.tokenizers import tokenizer_json
+    from pipeline.preparation.cleaning import DroppedFiles
     from pipeline.preparation.cutting import Choice
-    from pipeline.preparation.dropped import DroppedFiles
-    from pipeline.preparation.sizes import size_notes
-    from pipeline.preparation.splits import assign_splits, split_by_file
+    from pipeline.preparation.splits import assign_splits, size_notes, split_by_file
     from pipeline.preparation.statistics import Statistics
     from pipeline.preparation.workers import (
         clean_corpus,
@@ -67,7 +60,6 @@ def preprocess(args: argparse.Namespace) -> None:
         read_spool,
         worker_pool,
     )
-    from pipeline.tokenizers import tokenizer_json
 
     raw_manifest = check_arguments(args)
     counts: Counter = Counter()
@@ -77,10 +69,10 @@ def preprocess(args: argparse.Namespace) -> None:
         with (worker_pool(args, tokenizer_json(args.model_name_or_path)) as pool,
               open(folder / "dropped.jsonl", "w", encoding="utf-8", newline="\n") as dropped_file):
             # These stand on datasets and matplotlib: a second, in which the worker processes start.
+            from pipeline.methods.method_files import write_methods
+            from pipeline.preparation.data_set_report import draw_report, report_text
             from pipeline.preparation.earlier import Earlier
-            from pipeline.preparation.method_files import write_methods
             from pipeline.preparation.publishing import publish
-            from pipeline.preparation.reporting import draw_report, report_text
             from pipeline.preparation.writing import write_data_set
 
             earlier, dropped = Earlier(args.keep_splits), DroppedFiles(dropped_file)
@@ -149,7 +141,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.keep_splits and looks_like_path(args.keep_splits) and not Path(args.keep_splits).is_dir():
         raise PipelineError(f"--keep_splits {args.keep_splits}: no such folder; name an earlier data set")
     if args.hf_repository:
-        from pipeline.hub import check_hub_write  # 0.3 s, and only where something is to be published
+        from pipeline.hub.client import check_hub_write  # 0.3 s, and only where something is to be published
 
         check_hub_write(args.hf_repository, "dataset")
     return check_manifest(args.input_file)

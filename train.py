@@ -34,8 +34,8 @@ import shutil
 import time
 from pathlib import Path
 
-from pipeline.files import check_replaceable, output_lock
-from pipeline.stage import fraction, non_negative_int, positive_int, positive_number, run_stage, share
+from pipeline.run.outputs import check_replaceable, output_lock
+from pipeline.run.stage import fraction, non_negative_int, positive_int, positive_number, run_stage, share
 
 # In a repository that holds the merge of an earlier adapter: what must not lie beside a new one.
 MERGED_MODEL = re.compile(r"model.*\.safetensors(\.index\.json)?|(generation_)?config\.json")
@@ -49,48 +49,48 @@ def train(args: argparse.Namespace) -> None:
     # What is heavy waits until the arguments are known to be good.
     import transformers
 
-    from pipeline import models
-    from pipeline.hub import check_hub_write, find_manifest
-    from pipeline.mergeable import check_base
-    from pipeline.tokenizers import load_tokenizer
-    from pipeline.training import checkpoints, curve, planning, reporting
+    from pipeline.hub.client import check_hub_write, find_manifest
+    from pipeline.model import device
+    from pipeline.model.mergeable import check_base
+    from pipeline.model.tokenizers import load_tokenizer
+    from pipeline.training import batch_plan, checkpoints, curve, training_report
     from pipeline.training.callback import RunCallback
-    from pipeline.training.data import encode_splits
     from pipeline.training.lora import make_model
     from pipeline.training.trainer import make_trainer, training_arguments
+    from pipeline.training.training_data import encode_splits
 
     check_replaceable(args.output_dir, "adapter_config.json")
     if args.hf_repository:
         check_hub_write(args.hf_repository)
     check_base(args.model_name_or_path, args.model_revision, args.model_name_or_path, "--model_name_or_path")
     tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
-    context = models.context_length(args.model_name_or_path, args.model_revision)
+    context = device.context_length(args.model_name_or_path, args.model_revision)
     data = encode_splits(args, tokenizer, DEFAULT_REPLAY_FRACTION, context)
     dataset_manifest = find_manifest(args.dataset, "dataset")
 
-    models.quiet_libraries()
+    device.quiet_libraries()
     transformers.set_seed(args.seed)
-    models.take_device("train.py", args.deterministic)
-    precision, device = models.choose_precision(args.precision), models.device_name()
-    steps = planning.plan_steps(args, len(data.train))
+    device.take_device("train.py", args.deterministic)
+    precision, device = device.choose_precision(args.precision), device.device_name()
+    steps = batch_plan.plan_steps(args, len(data.train))
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
-    planning.tell_idle(args.examples_per_step, settings.world_size)
+    batch_plan.tell_idle(args.examples_per_step, settings.world_size)
     first_process = settings.process_index == 0
     asked = args.quantization
-    args.quantization = planning.choose_quantization(args, precision, settings.world_size)
+    args.quantization = batch_plan.choose_quantization(args, precision, settings.world_size)
     model = make_model(args, precision, tokenizer, data.highest_token(), data.trained_tokens())
-    data.identities["base_model_hash"] = models.model_hash(args.model_name_or_path, args.model_revision)
+    data.identities["base_model_hash"] = device.model_hash(args.model_name_or_path, args.model_revision)
 
     with output_lock(args.output_dir) if first_process else contextlib.nullcontext():
         shared_settings = checkpoints.resume_settings(args, data.identities, device)
         resume_from = checkpoints.choose_start(folder, args, shared_settings, settings.world_size)
         settings.eval_on_start = resume_from is None  # a resumed run has its first validation behind it
         trainer = make_trainer(args, settings, model, data, tokenizer.eos_token_id)
-        plan = planning.plan_batches(trainer, data.train, args, resume_from)
-        reporting.describe(args, model, data, trainer, steps, device, precision, plan, asked)
+        plan = batch_plan.plan_batches(trainer, data.train, args, resume_from)
+        training_report.describe(args, model, data, trainer, steps, device, precision, plan, asked)
         if args.dry_run:
-            reporting.show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)
+            training_report.show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)
             with contextlib.suppress(OSError):
                 folder.rmdir()  # the Trainer made it; one that holds checkpoints stays
             return
@@ -107,17 +107,17 @@ def train(args: argparse.Namespace) -> None:
             details = dict(
                 **data.identities, dataset_manifest=dataset_manifest, quantization=args.quantization,
                 precision=precision, device=device, tokens_per_batch=trainer.tokens_per_batch,
-                processes=settings.world_size, summary=summary, counts=reporting.count(model, data))
-            reporting.write_adapter(args, model, tokenizer, started, details)
-            reporting.add_report(args, trainer, tokenizer, data.validation, points, started, details)
+                processes=settings.world_size, summary=summary, counts=training_report.count(model, data))
+            training_report.write_adapter(args, model, tokenizer, started, details)
+            training_report.add_report(args, trainer, tokenizer, data.validation, points, started, details)
             shutil.rmtree(folder, ignore_errors=True)
-            reporting.show_result(args, summary, started)
+            training_report.show_result(args, summary, started)
             publish(args)
 
 
 def publish(args: argparse.Namespace) -> None:
     """Push the adapter to --hf_repository, if there is one."""
-    from pipeline.hub import push_folder  # as in `train`
+    from pipeline.hub.client import push_folder  # as in `train`
 
     if args.hf_repository:
         commit = push_folder(args.output_dir, args.hf_repository, "Add the LoRA adapter", delete=MERGED_MODEL,

@@ -6,23 +6,24 @@ from typing import Any
 
 from project import Project
 
-from pipeline.contexts import contexts_of
-from pipeline.errors import PipelineError
-from pipeline.evaluation.candidates import ModelSource, check_adapter_base, identify_model, load_model
-from pipeline.evaluation.decoding import end_tokens, generate_batch
-from pipeline.evaluation.tasks import Task
-from pipeline.hub import find_manifest
-from pipeline.infilling import (
+from pipeline.decoding.greedy import end_tokens, generate_batch
+from pipeline.evaluation.candidates import check_adapter_base, identify_model, load_model
+from pipeline.hub.client import find_manifest
+from pipeline.model.device import choose_precision
+from pipeline.model.mergeable import read_adapter_json
+from pipeline.model.model_source import ModelSource
+from pipeline.model.tokenizers import encode_prompts, load_tokenizer
+from pipeline.prompts.contexts import contexts_of
+from pipeline.prompts.fim_formats import (
     InfillingFormat,
     encode_beginnings,
     encode_within,
     find_format,
     format_of_manifest,
 )
-from pipeline.mergeable import read_adapter_json
-from pipeline.models import choose_precision
-from pipeline.stage import duration
-from pipeline.tokenizers import encode_prompts, load_tokenizer
+from pipeline.run.errors import PipelineError
+from pipeline.run.stage import duration
+from pipeline.tasks.task import Task
 
 CHARACTERS_A_TOKEN = 16  # more than any language has, of a text that is cut to a number of tokens
 

@@ -7,7 +7,7 @@ Reads   FILE LINE[:COLUMN]  a source file and a place in it, counted from 1 as e
 Writes  nothing; the completions are printed
 
 The model sees the last whole lines of the file before the place that have --context_tokens at most, as
-benchmarking.py asks it, and decodes greedily.  A model that has tokens for it (pipeline/infilling.py) also
+benchmarking.py asks it, and decodes greedily.  A model that has tokens for it (prompts/fim_formats.py) also
 sees --suffix_tokens of what stands behind the place.  With --repository, pieces of the project's other files
 stand before all that, as benchmarking.py --repository_tokens asks.  Blanks right before the place are left to
 the model, because tokenizers join them to the word that follows.  The time is that of reading the prompt and
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pipeline.errors import PipelineError
-from pipeline.stage import non_negative_int, positive_int, run_stage
+from pipeline.run.errors import PipelineError
+from pipeline.run.stage import non_negative_int, positive_int, run_stage
 
 SIDE_BY_SIDE = 100  # columns of a terminal from which on two texts stand beside each other
 SHOWN_BEFORE = 3  # lines of the file before the place that are shown
@@ -103,13 +103,13 @@ def complete(args: argparse.Namespace) -> None:
     from asking import find_sources, write
     from project import Project
 
-    from pipeline import models
+    from pipeline.model import device
 
-    models.quiet_libraries()
+    device.quiet_libraries()
     project = None
     if args.repository:
         project = Project(args.repository, args.file, before, behind, args.repository_tokens)
-    print(f"device: {models.device_name()}, {models.choose_precision(args.precision)}", file=sys.stderr)
+    print(f"device: {device.device_name()}, {device.choose_precision(args.precision)}", file=sys.stderr)
     sources = find_sources(args.model, args.base_model)
     shown = before.split("\n")[-SHOWN_BEFORE - 1:]
     print(f"--- {args.file}, up to line {args.place.line}\n" + "\n".join(shown), end="▌\n\n")

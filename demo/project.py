@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PipelineError
-from pipeline.hub import find_manifest
-from pipeline.repository_prompts import Prefix, Prefixes, SourcePiece, form_of_manifest, prompt_form
-from pipeline.retrieval import Index, query_of
-from pipeline.retrieved import pieces_needed
+from pipeline.hub.client import find_manifest
+from pipeline.prompts.repository_form import Prefix, Prefixes, SourcePiece, form_of_manifest, prompt_form
+from pipeline.retrieval.index import Index, query_of
+from pipeline.retrieval.snippet_cache import pieces_needed
+from pipeline.run.errors import PipelineError
 from pipeline.sources.source import decode_source
 
 LARGEST_FILE = 1_000_000  # bytes

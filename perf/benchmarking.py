@@ -24,11 +24,12 @@ from typing import Any
 from measure import ROOT, alternate, machine, median, run, skip
 
 sys.path.insert(0, str(ROOT))
-from pipeline.evaluation.codexglue import codexglue_task
-from pipeline.evaluation.decoding import Continuation, end_tokens, generate_batch, plan_batches
-from pipeline.evaluation.tasks import Task, kotlin_task
-from pipeline.models import choose_precision, quiet_libraries, torch_dtype
-from pipeline.tokenizers import encode_prompts, load_tokenizer
+from pipeline.decoding.greedy import Continuation, end_tokens, generate_batch, plan_batches
+from pipeline.model.device import choose_precision, quiet_libraries, torch_dtype
+from pipeline.model.tokenizers import encode_prompts, load_tokenizer
+from pipeline.tasks.codexglue import codexglue_task
+from pipeline.tasks.completion_set import kotlin_task
+from pipeline.tasks.task import Task
 
 RECIPE_ROWS, RECIPE_TOKENS = 10, 512
 

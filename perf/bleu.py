@@ -21,12 +21,12 @@ OURS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-import pipeline.evaluation.scores
+import pipeline.scoring.scores
 from bleu import bleu_of_sums, corpus_statistics, read_lines
 from pathlib import Path
 table = corpus_statistics(*(read_lines(Path(sys.argv[2]) / name) for name in ("references", "predictions")))
-pipeline.evaluation.scores.RESAMPLES = 1000
-scores = bleu_of_sums(pipeline.evaluation.scores.bootstrap_sums([table.astype(float)], seed=0)[0])
+pipeline.scoring.scores.RESAMPLES = 1000
+scores = bleu_of_sums(pipeline.scoring.scores.bootstrap_sums([table.astype(float)], seed=0)[0])
 assert len(scores) == 1000
 low, high = np.percentile(scores, (2.5, 97.5))
 print(f"{float(bleu_of_sums(table.sum(axis=0))):.4f} [{low:.2f}, {high:.2f}]")

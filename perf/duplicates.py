@@ -19,11 +19,7 @@ import numpy as np
 from measure import ROOT, machine, median
 
 sys.path.insert(0, str(ROOT))
-from pipeline.preparation.duplicates import (
-    NEAR_DUPLICATE_JACCARD,
-    PERMUTATIONS,
-    cluster_near_duplicates,
-)
+from pipeline.data.near_duplicates import NEAR_DUPLICATE_JACCARD, PERMUTATIONS, cluster_near_duplicates
 
 
 def changed(signatures: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:

@@ -23,9 +23,9 @@ def middles(tokenizer: object, files: object, number: int, size: int) -> list[tu
     second third it lies."""
     import numpy as np
 
-    from pipeline.training.middles import draw_middle
+    from pipeline.fim.spans import draw_middle
+    from pipeline.fim.syntax_units import UnitFinder
     from pipeline.training.sequences import encode_texts, files_in_random_order, text_of
-    from pipeline.training.units import UnitFinder
 
     find, found = UnitFinder(), []
     for count, text in enumerate(files_in_random_order(files, seed=1)):
@@ -51,8 +51,8 @@ def main(model_name: str, dataset: str, adapter: str, number: int = 80, size: in
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from pipeline.infilling import encode_beginnings, encode_within, format_of_manifest
-    from pipeline.tokenizers import encode_prompts, load_tokenizer
+    from pipeline.model.tokenizers import encode_prompts, load_tokenizer
+    from pipeline.prompts.fim_formats import encode_beginnings, encode_within, format_of_manifest
 
     begun, tokenizer = time.time(), load_tokenizer(model_name)
     manifest = json.loads((Path(adapter) / "manifest.json").read_text())

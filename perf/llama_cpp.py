@@ -18,10 +18,10 @@ import torch
 import xllamacpp
 from transformers import AutoModelForCausalLM
 
-from pipeline.datasets import draw, load_examples
+from pipeline.data.datasets import draw, load_examples
 from pipeline.merging.gguf_file import GGUF_FILE
-from pipeline.models import quiet_libraries
-from pipeline.tokenizers import encode_prompts, load_tokenizer
+from pipeline.model.device import quiet_libraries
+from pipeline.model.tokenizers import encode_prompts, load_tokenizer
 
 
 def load_llama_cpp(file: Path, context: int, threads: int) -> xllamacpp.Server:

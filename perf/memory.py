@@ -22,8 +22,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import train
-from pipeline.mergeable import linear_layers
-from pipeline.models import quiet_libraries, right_padded
+from pipeline.model.device import quiet_libraries
+from pipeline.model.mergeable import linear_layers
+from pipeline.model.padding import right_padded
 from pipeline.training.lora import add_adapters, gelu_in_one_kernel
 from pipeline.training.loss import sum_of_losses
 

@@ -21,14 +21,14 @@ from typing import Any
 from measure import ROOT, machine, median, run, skip
 
 sys.path.insert(0, str(ROOT))
-from pipeline.contexts import FileTexts
-from pipeline.datasets import draw, load_files, load_methods
-from pipeline.evaluation.braces import BlockEnd, block_end
-from pipeline.evaluation.decoding import Continuation, end_tokens, generate_batch, plan_batches
-from pipeline.evaluation.methods import methods_task, place_of
-from pipeline.evaluation.tasks import Task
-from pipeline.models import choose_precision, quiet_libraries, torch_dtype
-from pipeline.tokenizers import encode_prompts, load_tokenizer
+from pipeline.data.datasets import draw, load_files, load_methods
+from pipeline.decoding.greedy import Continuation, end_tokens, generate_batch, plan_batches
+from pipeline.methods.block_end import BlockEnd, block_end
+from pipeline.methods.method_set import methods_task, place_of
+from pipeline.model.device import choose_precision, quiet_libraries, torch_dtype
+from pipeline.model.tokenizers import encode_prompts, load_tokenizer
+from pipeline.prompts.contexts import FileTexts
+from pipeline.tasks.task import Task
 
 MOST_CHARACTERS = 20_000  # of the file behind a method, that the stop rule reads
 

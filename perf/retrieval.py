@@ -17,8 +17,8 @@ import psutil
 from measure import ROOT, machine
 
 sys.path.insert(0, str(ROOT))
-from pipeline.datasets import load_files
-from pipeline.retrieval import Index, query_of
+from pipeline.data.datasets import load_files
+from pipeline.retrieval.index import Index, query_of
 
 RESAMPLES = 2000
 
@@ -52,11 +52,12 @@ def measure_losses(args: argparse.Namespace) -> None:
 
     from pipeline.evaluation.candidates import identify_model, load_model
     from pipeline.evaluation.losses import batch_losses
-    from pipeline.evaluation.repository import repository_task
-    from pipeline.evaluation.tasks import kotlin_task, prompts_of
-    from pipeline.models import choose_precision
-    from pipeline.repository_prompts import prompt_form
-    from pipeline.tokenizers import encode_pairs, load_tokenizer
+    from pipeline.model.device import choose_precision
+    from pipeline.model.tokenizers import encode_pairs, load_tokenizer
+    from pipeline.prompts.repository_form import prompt_form
+    from pipeline.retrieval.snippet_set import repository_task
+    from pipeline.tasks.completion_set import kotlin_task
+    from pipeline.tasks.task import prompts_of
 
     tokenizer = load_tokenizer(args.model)
     source = identify_model(args.model, None)

@@ -21,12 +21,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(ROOT))
-from pipeline.datasets import load_examples, load_files
+from pipeline.data.datasets import load_examples, load_files
+from pipeline.data.encoded_examples import EncodedExamples
 from pipeline.evaluation.losses import batch_losses
-from pipeline.models import choose_precision, torch_dtype
-from pipeline.tokenizers import load_tokenizer
-from pipeline.training.data import ONE_CHUNK, encode_validation
-from pipeline.training.examples import EncodedExamples
+from pipeline.model.device import choose_precision, torch_dtype
+from pipeline.model.tokenizers import load_tokenizer
+from pipeline.training.training_data import ONE_CHUNK, encode_validation
 
 CENTER: dict[str, Any] = {
     "train_on": "files", "sequence_tokens": 512, "end_of_text": "file_ends", "examples_per_step": 4,

@@ -7,10 +7,10 @@ import argparse
 import re
 from pathlib import Path
 
-from pipeline.errors import PipelineError
-from pipeline.lineage import lineage
-from pipeline.manifests import check_manifest
-from pipeline.stage import run_stage
+from pipeline.run.errors import PipelineError
+from pipeline.run.lineage import lineage
+from pipeline.run.manifests import check_manifest
+from pipeline.run.stage import run_stage
 
 
 def show_lineage(args: argparse.Namespace) -> None:
@@ -26,7 +26,10 @@ def show_lineage(args: argparse.Namespace) -> None:
 
 def push(args: argparse.Namespace) -> None:
     """Publish a folder in one commit, after comparing it with its manifest."""
-    from pipeline.hub import check_hub_write, push_folder  # a quarter of a second, of this command alone
+    from pipeline.hub.client import (
+        check_hub_write,
+        push_folder,
+    )  # a quarter of a second, of this command alone
 
     try:
         pattern = re.compile(args.delete) if args.delete else None

@@ -224,6 +224,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory, model_folder: Path,
 @pytest.fixture
 def short_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget for methods that fits tiny models."""
-    from pipeline.evaluation import codexglue
+    from pipeline.tasks import codexglue
 
     monkeypatch.setattr(codexglue, "CODEXGLUE_MAX_NEW_TOKENS", 16)

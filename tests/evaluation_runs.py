@@ -10,10 +10,10 @@ import tiny_models
 import torch
 
 import benchmarking
-from pipeline.evaluation.braces import BlockEnd, block_end
 from pipeline.evaluation.rows import unsealed_row
-from pipeline.evaluation.tasks import Example, Task, first_line, fold_white_space
-from pipeline.tokenizers import encode_prompts
+from pipeline.methods.block_end import BlockEnd, block_end
+from pipeline.model.tokenizers import encode_prompts
+from pipeline.tasks.task import Example, Task, first_line, fold_white_space
 
 WORDS = [" ".join(random.Random(i).choices("abcdef", k=3 + i % 9)) for i in range(60)]
 

@@ -273,8 +273,8 @@ def listing(folder: Path) -> set[str]:
 
 def is_whole(folder: Path, stage: Stage) -> str | None:
     """Return what is wrong with an output that claims to be whole: what its manifest does not describe."""
-    from pipeline.lineage import changed_file
-    from pipeline.manifests import read_manifest
+    from pipeline.run.lineage import changed_file
+    from pipeline.run.manifests import read_manifest
 
     manifest = read_manifest(folder / stage.outputs[0])
     if manifest is None:

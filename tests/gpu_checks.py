@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from training_runs import command, curve_of, manifest_of
 
 import train
-from pipeline.evaluation import codexglue, comparison
+from pipeline.evaluation import comparison
 from pipeline.evaluation import predictions as evaluation_predictions
-from pipeline.training import reporting
+from pipeline.tasks import codexglue
+from pipeline.training import training_report
 from pipeline.training.trainer import CompletionTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_completions")
@@ -34,7 +35,7 @@ FEW_TOKENS = ("--tokens_per_batch", 120)  # two or three batches a step
 @pytest.fixture
 def short_completions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The completions of the report, two tokens each: most of a tiny run is otherwise spent on them."""
-    monkeypatch.setattr(reporting, "SHOWN_TOKENS", 2)
+    monkeypatch.setattr(training_report, "SHOWN_TOKENS", 2)
 
 
 @pytest.fixture(scope="session")

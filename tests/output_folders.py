@@ -2,8 +2,8 @@
 import argparse
 from pathlib import Path
 
-from pipeline.files import hash_files
-from pipeline.manifests import write_manifest
+from pipeline.run.hashes import hash_files
+from pipeline.run.manifests import write_manifest
 
 
 def names(folder: Path) -> list[str]:

@@ -9,9 +9,9 @@ import tiny_models
 from merging_runs import refusal
 
 import merge_lora
-from pipeline.errors import PipelineError
-from pipeline.files import combined_hash, sha256_file
 from pipeline.merging.base import choose_base
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import combined_hash, sha256_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_runs import encoded_rows
 
-from pipeline.models import IGNORED_LABEL, right_padded
+from pipeline.model.padding import IGNORED_LABEL, right_padded
 from pipeline.training.batches import step_order, token_batches
 
 ROW_LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)

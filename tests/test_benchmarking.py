@@ -14,9 +14,9 @@ import pytest
 from evaluation_runs import arguments, predictions, run_stage, with_files
 
 import benchmarking
-from pipeline.datasets import load_examples
-from pipeline.evaluation.scores import LOSS, PARSES, SHOWN, Scores
-from pipeline.markdown import fenced
+from pipeline.data.datasets import load_examples
+from pipeline.run.markdown import fenced
+from pipeline.scoring.scores import LOSS, PARSES, SHOWN, Scores
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bleu
-from pipeline.errors import PipelineError
+from pipeline.run.errors import PipelineError
 
 CODEXGLUE = Path(__file__).parents[2] / "shared" / "codexglue"
 LINES = st.lists(st.sampled_from(["a", "b", "c", "(", "é"]), max_size=12).map(" ".join)

@@ -8,8 +8,8 @@ import torch
 from evaluation_runs import free_task, run_stage
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.sets import fit_budgets
+from pipeline.model.model_source import ModelSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

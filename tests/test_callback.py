@@ -9,8 +9,8 @@ import pytest
 from training_runs import command, summary_of, with_validation_losses
 
 import train
-from pipeline.errors import PipelineError
-from pipeline.progress import progress
+from pipeline.run.errors import PipelineError
+from pipeline.run.progress import progress
 from pipeline.training.callback import RunCallback
 from pipeline.training.trainer import CompletionTrainer
 

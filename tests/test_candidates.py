@@ -8,8 +8,9 @@ import pytest
 from evaluation_runs import arguments, predictions
 
 import benchmarking
-from pipeline.errors import PipelineError
-from pipeline.evaluation.candidates import ModelSource, check_adapter_base, warn_of_another_base
+from pipeline.evaluation.candidates import check_adapter_base, warn_of_another_base
+from pipeline.model.model_source import ModelSource
+from pipeline.run.errors import PipelineError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.evaluation.charts import CHARTED, draw_changes, draw_chart
-from pipeline.evaluation.scores import LOSS, LOSS_BYTE
+from pipeline.scoring.scores import LOSS, LOSS_BYTE
 
 
 @pytest.fixture

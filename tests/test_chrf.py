@@ -1,4 +1,4 @@
-"""pipeline/evaluation/chrf.py: what sacreBLEU gives, of any texts, and as a function of sums."""
+"""pipeline/scoring/chrf.py: what sacreBLEU gives, of any texts, and as a function of sums."""
 import random
 
 import numpy as np
@@ -7,7 +7,7 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.chrf import COLUMNS, chrf_of_sums, chrf_statistics
+from pipeline.scoring.chrf import COLUMNS, chrf_of_sums, chrf_statistics
 
 CHRF = sacrebleu.CHRF()
 TEXTS = st.one_of(st.text(alphabet="ab (.é\n\t", max_size=20), st.text(max_size=12))

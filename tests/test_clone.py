@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from parsing_runs import MAIN, Repository, Result
 
-from pipeline.errors import PipelineError
-from pipeline.files import TEMPORARY
+from pipeline.run.errors import PipelineError
+from pipeline.run.outputs import TEMPORARY
 from pipeline.sources.clone import CLONE_MARKER, clone_folder
 
 

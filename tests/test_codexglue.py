@@ -1,4 +1,4 @@
-"""pipeline/evaluation/codexglue.py: CodeXGLUE's text format, its literals, and where a method ends."""
+"""pipeline/tasks/codexglue.py: CodeXGLUE's text format, its literals, and where a method ends."""
 import ast
 import json
 import random
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.codexglue import (
+from pipeline.tasks.codexglue import (
     codexglue_prompt,
     codexglue_reference,
     codexglue_task,
@@ -24,7 +24,7 @@ from pipeline.evaluation.codexglue import (
     plain_body,
     plain_python,
 )
-from pipeline.evaluation.tasks import first_line, fold_white_space
+from pipeline.tasks.task import first_line, fold_white_space
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {("STR", "name"), ("STR", "U+002CU+0020"), ("NUM", "0"), ("NUM", "1"), ("STR", "\\n")}

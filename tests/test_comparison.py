@@ -19,13 +19,14 @@ from evaluation_runs import (
 from transformers import AutoModelForCausalLM
 
 import benchmarking
-from pipeline.datasets import load_examples
+from pipeline.data.datasets import load_examples
+from pipeline.decoding.greedy import generate_batch
 from pipeline.evaluation import comparison
-from pipeline.evaluation.codexglue import codexglue_task
-from pipeline.evaluation.decoding import generate_batch
-from pipeline.evaluation.scores import LENGTH, LOSS, LOSS_BYTE, PARSES, Scores
-from pipeline.evaluation.tasks import kotlin_task, prompts_of
-from pipeline.tokenizers import encode_prompts, tokenizer_identity
+from pipeline.model.tokenizers import encode_prompts, tokenizer_identity
+from pipeline.scoring.scores import LENGTH, LOSS, LOSS_BYTE, PARSES, Scores
+from pipeline.tasks.codexglue import codexglue_task
+from pipeline.tasks.completion_set import kotlin_task
+from pipeline.tasks.task import prompts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
 

@@ -11,8 +11,8 @@ import tiny_models
 from evaluation_runs import written_alone
 from repository_runs import source
 
-from pipeline.errors import PipelineError
-from pipeline.tokenizers import encode_prompts
+from pipeline.model.tokenizers import encode_prompts
+from pipeline.run.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "fun alpha(x: Int): Int {\n"

@@ -1,4 +1,4 @@
-"""pipeline/contexts.py: what stands before a cut, as much of it as a number of tokens holds."""
+"""pipeline/prompts/contexts.py: what stands before a cut, as much of it as a number of tokens holds."""
 from pathlib import Path
 
 import pytest
@@ -7,8 +7,8 @@ from datasets import Dataset, load_from_disk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.contexts import Cut, FileTexts, contexts_of, find_cuts, last_lines
 from pipeline.preparation.writing import FILE
+from pipeline.prompts.contexts import Cut, FileTexts, contexts_of, find_cuts, last_lines
 
 LINES = ("fun alpha(x: Int): Int {\n", "    val a = x + 1\n", "    return a\n", "}\n", "\n", "\t\t\n",
          "// ключ 鍵 🙂\n", "x" * 90 + "\n", " " * 300 + "y\n", "s = '<|endoftext|>'\r\n")

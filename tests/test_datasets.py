@@ -1,4 +1,4 @@
-"""pipeline/datasets.py: the examples that stages 3 and 5 read."""
+"""pipeline/data/datasets.py: the examples that stages 3 and 5 read."""
 import argparse
 import shutil
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.datasets import load_examples, load_files
-from pipeline.errors import PipelineError
-from pipeline.files import hash_files
-from pipeline.manifests import write_manifest
+from pipeline.data.datasets import load_examples, load_files
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import hash_files
+from pipeline.run.manifests import write_manifest
 
 
 @pytest.fixture(scope="module")

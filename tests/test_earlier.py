@@ -1,4 +1,4 @@
-"""pipeline/preparation/earlier.py: which side a file keeps from an earlier data set."""
+"""pipeline/preparation/splits.py: which side a file keeps from an earlier data set."""
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from preparation_runs import Prepared
 
-from pipeline.preparation.splits import SPLITS
+from pipeline.data.clean_file import SPLITS
 
 
 def name_files(folder: Path, names: list[str], repository: str = "https://h/r.git") -> None:

@@ -1,12 +1,11 @@
-"""pipeline/preparation/encoding.py: the places of tokens in their text."""
+"""pipeline/preparation/cutting.py: the places of tokens in their text."""
 from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from preparation_runs import TEXTS
 
-from pipeline.preparation.cutting import find_cuts
-from pipeline.preparation.encoding import byte_lengths, offsets_from_lengths
+from pipeline.preparation.cutting import byte_lengths, find_cuts, offsets_from_lengths
 
 
 @given(text=TEXTS)

@@ -1,9 +1,9 @@
-"""pipeline/errors.py: secrets, names and messages."""
+"""pipeline/run/errors.py: secrets, names and messages."""
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import first_line, looks_like_path, redact
+from pipeline.run.errors import first_line, looks_like_path, redact
 
 
 @pytest.mark.parametrize(("text", "shown"), [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from output_folders import names, our_folder
 
-from pipeline.files import hash_files
+from pipeline.run.hashes import hash_files
 
 
 def limit_file_size() -> None:

@@ -22,11 +22,11 @@ from git_server import GitHandler
 from hub_server import READ_TOKEN, WRITE_TOKEN, Hub, account, written_files
 
 import train
-from pipeline import hub_commits
-from pipeline.errors import PipelineError
-from pipeline.files import hash_files
-from pipeline.hub import check_hub_write, push_folder
-from pipeline.manifests import write_manifest
+from pipeline.hub import commits
+from pipeline.hub.client import check_hub_write, push_folder
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import hash_files
+from pipeline.run.manifests import write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_DATA = ("--num_proc", 1, "--validation_fraction", 0.2, "--test_fraction", 0.2, "--chunk_tokens", 30,
@@ -317,7 +317,7 @@ def api_here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(hub_commits, "HUB_PAUSES", (0, 0, 0, 0))
+    monkeypatch.setattr(commits, "HUB_PAUSES", (0, 0, 0, 0))
     for name, value in (("NO_PROXY", "127.0.0.1"), ("no_proxy", "127.0.0.1"), ("HF_TOKEN", WRITE_TOKEN)):
         monkeypatch.setenv(name, value)
     return hub

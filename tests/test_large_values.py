@@ -1,9 +1,9 @@
-"""pipeline/large_values.py: the values that cannot serve, found in a quick look."""
+"""pipeline/data/large_values.py: the values that cannot serve, found in a quick look."""
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.large_values import LARGE_VALUE, has_large_value
+from pipeline.data.large_values import LARGE_VALUE, has_large_value
 
 
 @pytest.mark.parametrize(("text", "found"), [

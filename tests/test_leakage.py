@@ -4,7 +4,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from pipeline.preparation.cutting import Choice, CleanFile
+from pipeline.data.clean_file import CleanFile
+from pipeline.preparation.cutting import Choice
 from pipeline.preparation.leakage import measure_leakage
 
 

@@ -1,4 +1,4 @@
-"""pipeline/lineage.py and `python -m pipeline lineage`: where an output comes from."""
+"""pipeline/run/lineage.py and `python -m pipeline lineage`: where an output comes from."""
 import argparse
 import shutil
 import sys
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.errors import PipelineError
-from pipeline.files import combined_hash, hash_files, sha256_file, write_json
-from pipeline.lineage import lineage
-from pipeline.manifests import manifest_path, read_manifest, sealed_manifest, write_manifest
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import combined_hash, hash_files, sha256_file
+from pipeline.run.lineage import lineage
+from pipeline.run.manifests import manifest_path, read_manifest, sealed_manifest, write_manifest
+from pipeline.run.outputs import write_json
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import train
-from pipeline.errors import PipelineError
-from pipeline.models import right_padded
+from pipeline.model.padding import right_padded
+from pipeline.run.errors import PipelineError
 from pipeline.training.lora import add_adapters, evaluation_mode, frozen_experts, load_base_model
 from pipeline.training.loss import sum_of_losses
 

@@ -4,7 +4,7 @@ import tiny_models
 import torch
 from training_runs import encoded_rows
 
-from pipeline.models import right_padded
+from pipeline.model.padding import right_padded
 from pipeline.training import loss
 from pipeline.training.loss import CrossEntropyInPlace, sum_of_losses
 

@@ -10,10 +10,10 @@ import torch
 from evaluation_runs import run_stage
 from transformers import AutoModelForCausalLM
 
-from pipeline.datasets import load_examples
+from pipeline.data.datasets import load_examples
 from pipeline.evaluation import comparison, losses
 from pipeline.evaluation.losses import batch_losses
-from pipeline.evaluation.scores import LOSS
+from pipeline.scoring.scores import LOSS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
 

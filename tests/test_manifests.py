@@ -1,4 +1,4 @@
-"""pipeline/manifests.py: whether an output is what was written, and what made it."""
+"""pipeline/run/manifests.py: whether an output is what was written, and what made it."""
 import argparse
 import json
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from output_folders import our_folder
 
-from pipeline.errors import PipelineError
-from pipeline.files import hash_files, sha256_file
-from pipeline.manifests import check_manifest, manifest_path, read_manifest, write_manifest
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import hash_files, sha256_file
+from pipeline.run.manifests import check_manifest, manifest_path, read_manifest, write_manifest
 
 
 def test_check_manifest_of_a_folder(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""pipeline/markdown.py: a text in a report stays in its block."""
+"""pipeline/run/markdown.py: a text in a report stays in its block."""
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline.markdown import fenced
+from pipeline.run.markdown import fenced
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,4 +1,4 @@
-"""pipeline/mergeable.py: what is refused before training as before merging."""
+"""pipeline/model/mergeable.py: what is refused before training as before merging."""
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +9,8 @@ import tiny_models
 from merging_runs import refusal
 from training_runs import command, failure
 
-from pipeline.errors import PipelineError
-from pipeline.mergeable import base_tensors, linear_layers, stored_weight
+from pipeline.model.mergeable import base_tensors, linear_layers, stored_weight
+from pipeline.run.errors import PipelineError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

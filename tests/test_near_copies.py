@@ -1,4 +1,4 @@
-"""pipeline/near_copies.py: which files are copies of one another, near enough to give an answer away."""
+"""pipeline/data/near_copies.py: which files are copies of one another, near enough to give an answer away."""
 import random
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.near_copies import CONTAINMENT, FEW_FILES, FEWEST_CONTAINED, JACCARD, NearCopies
+from pipeline.data.near_copies import CONTAINMENT, FEW_FILES, FEWEST_CONTAINED, JACCARD, NearCopies
 
 SETS = st.lists(st.sets(st.integers(0, 60), max_size=50), max_size=12)
 

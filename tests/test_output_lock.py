@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.errors import PipelineError
-from pipeline.files import TEMPORARY, output_lock
+from pipeline.run import outputs
+from pipeline.run.errors import PipelineError
+from pipeline.run.outputs import TEMPORARY, output_lock
 
 ROOT = Path(__file__).resolve().parents[1]
-HOLD = ("import sys, time\nfrom pathlib import Path\nfrom pipeline.files import output_lock\n"
+HOLD = ("import sys, time\nfrom pathlib import Path\nfrom pipeline.run.outputs import output_lock\n"
         "with output_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(100)\n")
 
 
@@ -57,7 +57,7 @@ def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: p
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(files, "_told", set())
+    monkeypatch.setattr(outputs, "_told", set())
     for name in ("a", "b", "a"):
         (tmp_path / f".{name}{TEMPORARY}-1").touch()
         with output_lock(tmp_path / name):

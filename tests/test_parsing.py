@@ -1,14 +1,14 @@
-"""pipeline/evaluation/parsing.py: which predictions leave a file that still parses."""
+"""pipeline/scoring/parsing.py: which predictions leave a file that still parses."""
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from evaluation_runs import task_of, with_files
 
-from pipeline.evaluation import parsing
-from pipeline.evaluation.parsing import PrefixParser, parses
-from pipeline.evaluation.scores import PARSES, Scores, compare
-from pipeline.evaluation.tasks import kotlin_task
+from pipeline.scoring import parsing
+from pipeline.scoring.parsing import PrefixParser, parses
+from pipeline.scoring.scores import PARSES, Scores, compare
+from pipeline.tasks.completion_set import kotlin_task
 
 BEFORE = "package a\n\nclass A {\n    fun f(x: Int): Int {\n        val y = "
 

@@ -5,8 +5,8 @@ from types import ModuleType
 
 import pytest
 
-from pipeline.evaluation.reporting import make_table
-from pipeline.markdown import table_as_markdown
+from pipeline.evaluation.benchmark_report import make_table
+from pipeline.run.markdown import table_as_markdown
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 MOST_BYTES = 100_000

@@ -10,8 +10,8 @@ import datasets
 import pytest
 from preparation_runs import Prepared, write_raw
 
-from pipeline.large_values import LARGE_VALUE
-from pipeline.preparation.splits import SPLITS
+from pipeline.data.clean_file import SPLITS
+from pipeline.data.large_values import LARGE_VALUE
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = "package a\n\nfun main() {}\n"

@@ -10,8 +10,8 @@ import torch
 from evaluation_runs import arguments
 
 import benchmarking
-from pipeline.errors import PipelineError
 from pipeline.evaluation.processes import ALONE, join_processes
+from pipeline.run.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
-"""pipeline/progress.py: what a batch job's log shows of work that takes minutes."""
+"""pipeline/run/progress.py: what a batch job's log shows of work that takes minutes."""
 import io
 import re
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progress as module
-from pipeline.progress import progress
+from pipeline.run import progress as module
+from pipeline.run.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,4 +92,4 @@ def test_every_stage_shows_its_progress_this_way() -> None:
     code = [*ROOT.glob("*.py"), *ROOT.glob("pipeline/**/*.py")]
     users = {file.relative_to(ROOT).as_posix() for file in code
              if re.search(r"^from tqdm|^import tqdm", file.read_text(encoding="utf-8"), re.MULTILINE)}
-    assert users == {"pipeline/progress.py"}
+    assert users == {"pipeline/run/progress.py"}

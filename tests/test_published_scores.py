@@ -19,8 +19,6 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, RepoCard, pa
 
 import benchmarking
 import merge_lora
-from pipeline.errors import PipelineError
-from pipeline.evaluation import codexglue
 from pipeline.evaluation.published_scores import (
     CARD_METRICS,
     card_results,
@@ -28,10 +26,12 @@ from pipeline.evaluation.published_scores import (
     eval_result_files,
     update_card,
 )
-from pipeline.evaluation.scores import LOSS_BYTE
-from pipeline.evaluation.tasks import Task, fold_white_space
-from pipeline.files import sha256_file
-from pipeline.manifests import check_manifest, sealed_manifest
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import sha256_file
+from pipeline.run.manifests import check_manifest, sealed_manifest
+from pipeline.scoring.scores import LOSS_BYTE
+from pipeline.tasks import codexglue
+from pipeline.tasks.task import Task, fold_white_space
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -273,7 +273,7 @@ def on_hub(hub: Hub, home: Path, code: str, *arguments: object,
 
 UPDATE = ("import argparse, sys\nfrom huggingface_hub import EvalResult\n"
           "from pipeline.evaluation.published_scores import check_card_target, update_card\n"
-          "from pipeline.stage import run_stage\n"
+          "from pipeline.run.stage import run_stage\n"
           "results = [EvalResult('text-generation', name, 'Data', 'bleu', 4.5) for name in ('tester/data', "
           "'data')]\nargs = argparse.Namespace(hf_repository=sys.argv[1], revision=None)\n"
           "def stage(args):\n    check_card_target(args)\n    print(update_card(args.hf_repository, "

@@ -8,8 +8,9 @@ import pytest
 from evaluation_runs import arguments, prediction_files
 
 import benchmarking
-from pipeline.evaluation import codexglue, comparison, predictions
-from pipeline.evaluation.decoding import generate_within_memory
+from pipeline.decoding.greedy import generate_within_memory
+from pipeline.evaluation import comparison, predictions
+from pipeline.tasks import codexglue
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
 

@@ -1,4 +1,4 @@
-"""pipeline/evaluation/scores.py: the scores, their intervals, and how often chance passes for an effect."""
+"""pipeline/scoring/scores.py: the scores, their intervals, and how often chance passes for an effect."""
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +9,8 @@ import sacrebleu
 from evaluation_runs import WORDS, task_of
 
 from bleu import corpus_bleu
-from pipeline.evaluation import scores
-from pipeline.evaluation.scores import (
+from pipeline.scoring import scores
+from pipeline.scoring.scores import (
     ENDED,
     LENGTH,
     LOSS,

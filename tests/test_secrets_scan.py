@@ -1,4 +1,4 @@
-"""pipeline/secrets_scan.py: which texts hold secrets, and which only look so.
+"""pipeline/hub/secrets_scan.py: which texts hold secrets, and which only look so.
 
 The tokens are put together here: written out, they would be found in this file too.
 """
@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import secrets_scan
-from pipeline.errors import PipelineError
-from pipeline.secrets_scan import find_secrets, refuse_secrets, secrets_in_files
+from pipeline.hub import secrets_scan
+from pipeline.hub.secrets_scan import find_secrets, refuse_secrets, secrets_in_files
+from pipeline.run.errors import PipelineError
 
 MIXED, HEX = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7" * 12, "0a1b2c3d4e5f6978" * 12
 UPPER = MIXED.upper()

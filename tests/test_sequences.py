@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preparation_runs import TEXTS
 
-from pipeline.models import IGNORED_LABEL
-from pipeline.tokenizers import encode_prompts
-from pipeline.training.data import MIN_LENGTH
-from pipeline.training.examples import EncodedExamples
+from pipeline.data.encoded_examples import EncodedExamples
+from pipeline.model.padding import IGNORED_LABEL
+from pipeline.model.tokenizers import encode_prompts
 from pipeline.training.sequences import (
     FILES_PER_BATCH,
     OVERLAP_TOKENS,
@@ -23,6 +22,7 @@ from pipeline.training.sequences import (
     sequence_places,
     sequences_of,
 )
+from pipeline.training.training_data import MIN_LENGTH
 
 LENGTHS = st.one_of(st.integers(MIN_LENGTH, 60), st.integers(MIN_LENGTH, 700))
 

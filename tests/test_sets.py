@@ -7,11 +7,12 @@ import tiny_models
 from evaluation_runs import arguments, with_files
 
 import benchmarking
-from pipeline.evaluation import codexglue, sets
+from pipeline.evaluation import sets
 from pipeline.evaluation.candidates import identify_model
 from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.sets import make_tasks
-from pipeline.evaluation.tasks import Task
+from pipeline.tasks import codexglue
+from pipeline.tasks.task import Task
 
 
 def tasks_of(folders: SimpleNamespace, *options: object, processes: Processes | None = None) -> list[Task]:

@@ -1,9 +1,9 @@
-"""pipeline/preparation/sizes.py: how much one file gives to a split, and what is said of a small test."""
+"""pipeline/preparation/splits.py: how much one file gives to a split, and what is said of a small test."""
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.preparation.sizes import FEWEST_BOUNDED, cap_of, most_held_out, size_notes, smallest_difference
+from pipeline.preparation.splits import FEWEST_BOUNDED, cap_of, most_held_out, size_notes, smallest_difference
 
 
 @pytest.mark.parametrize(("counts", "cap"), [

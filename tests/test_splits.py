@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from preparation_runs import Prepared
 
-from pipeline.preparation.splits import SPLITS, choose_split
+from pipeline.data.clean_file import SPLITS
+from pipeline.preparation.splits import choose_split
 
 
 def test_no_file_is_in_two_splits(prepare: Callable[..., Prepared], texts: list[str]) -> None:

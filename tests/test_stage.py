@@ -1,4 +1,4 @@
-"""pipeline/stage.py: what the user reads and the shell gets when a stage ends, and the types of arguments."""
+"""run/stage.py: what the user reads and the shell gets when a stage ends, and the types of arguments."""
 import argparse
 import errno
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError, Terminated
-from pipeline.stage import (
+from pipeline.run.errors import PipelineError, Terminated
+from pipeline.run.stage import (
     duration,
     fraction,
     non_negative_int,
@@ -31,12 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_a_signal_that_a_library_makes_another_error_of(number: str, code: int) -> None:
     """Ctrl-C during a load ends in a traceback, or as a damaged file."""
     for error in ("ValueError('could not determine the shape')",
-                  "pipeline.errors.PipelineError('the file is damaged')"):
-        program = ("import argparse, os, signal, sys, pipeline.errors, pipeline.stage\n"
+                  "pipeline.run.errors.PipelineError('the file is damaged')"):
+        program = ("import argparse, os, signal, sys, pipeline.run.errors, pipeline.run.stage\n"
                    "def stage(args):\n    try:\n"
                    f"        os.kill(os.getpid(), signal.{number})\n        signal.pause()\n"
                    f"    except BaseException:\n        raise {error} from None\n"
-                   "pipeline.stage.run_stage(stage, argparse.Namespace())\n")
+                   "pipeline.run.stage.run_stage(stage, argparse.Namespace())\n")
         # preexec_fn: pytest in the background ignores SIGINT
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
                               timeout=60, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -128,12 +128,12 @@ def test_sigterm_runs_every_finally() -> None:
 # Printing and names
 # ------------------------------------------------------------------------------------------------------------
 
-PRINTS = ("import argparse, pathlib, sys, pipeline.stage\n"
+PRINTS = ("import argparse, pathlib, sys, pipeline.run.stage\n"
           "def stage(args):\n"
           "    print('caf\\xe9 \\u2026 \\udce9')\n"
           "    print('n\\xf6te', file=sys.stderr)\n"
           "    pathlib.Path(sys.argv[1]).touch()\n"
-          "pipeline.stage.run_stage(stage, argparse.Namespace(name='\\xe4'), prints=len(sys.argv) > 2)\n")
+          "pipeline.run.stage.run_stage(stage, argparse.Namespace(name='\\xe4'), prints=len(sys.argv) > 2)\n")
 
 
 def printed(*arguments: object, **options: object) -> subprocess.CompletedProcess:

@@ -1,4 +1,4 @@
-"""pipeline/syntax.py: which grammar a file has, and that no file keeps the parser busy for long."""
+"""pipeline/data/syntax.py: which grammar a file has, and that no file keeps the parser busy for long."""
 import subprocess
 import sys
 import time
@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import syntax
-from pipeline.syntax import extension_of, find_grammar, language_of, missing_grammar
+from pipeline.data import syntax
+from pipeline.data.syntax import extension_of, find_grammar, language_of, missing_grammar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +71,7 @@ def test_the_tree_is_the_one_that_the_library_makes() -> None:
 @pytest.mark.parametrize("text", ["val x = 1\n@", "class A {\n    val x = f()\n\n    @B", "val x: A\n@get:"])
 def test_a_text_that_ends_in_an_annotation_is_parsed(text: str) -> None:
     """A file, or what a model wrote, that ends there keeps a run busy for ever, until it is killed."""
-    code = ("import sys; from pipeline.syntax import find_grammar; "
+    code = ("import sys; from pipeline.data.syntax import find_grammar; "
             "print(find_grammar('.kt').parse(sys.argv[1].encode()).root_node.end_byte)")
     done = subprocess.run([sys.executable, "-c", code, text], cwd=ROOT, capture_output=True, text=True,
                           check=False, timeout=60)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import train
 from pipeline.merging import lora_merge
-from pipeline.models import right_padded
+from pipeline.model.padding import right_padded
 from pipeline.training import loss
 from pipeline.training.lora import make_model
 from pipeline.training.token_rows import fuse_token_rows

@@ -1,4 +1,4 @@
-"""pipeline/tokenizers.py: the folders that hold one, and the tokens of a prompt."""
+"""pipeline/model/tokenizers.py: the folders that hold one, and the tokens of a prompt."""
 import copy
 import json
 from pathlib import Path
@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from pipeline.errors import PipelineError
-from pipeline.tokenizers import (
+from pipeline.model.tokenizers import (
     check_local_model,
     decode_behind,
     encode_pairs,
@@ -22,6 +21,7 @@ from pipeline.tokenizers import (
     load_tokenizer,
     tokenizer_identity,
 )
+from pipeline.run.errors import PipelineError
 
 
 def test_check_local_model(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from training_runs import command, curve_of, failure, save_replay
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
-from pipeline.training.examples import sample_replay
+from pipeline.training.replay import sample_replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,11 +19,11 @@ from training_runs import (
 from transformers import AutoModelForCausalLM
 
 import train
+from pipeline.data.encoded_examples import EncodedExamples
 from pipeline.training import trainer
-from pipeline.training.data import encode_splits
-from pipeline.training.examples import EncodedExamples
 from pipeline.training.lora import add_adapters, load_base_model
 from pipeline.training.trainer import CompletionTrainer, training_arguments
+from pipeline.training.training_data import encode_splits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,11 +7,11 @@ from datasets import Dataset
 from training_runs import arguments
 
 import train
-from pipeline.errors import PipelineError
-from pipeline.models import IGNORED_LABEL
-from pipeline.training.data import Data, encode_splits
+from pipeline.fim.syntax_units import declarations_of
+from pipeline.model.padding import IGNORED_LABEL
+from pipeline.run.errors import PipelineError
 from pipeline.training.methods import last_part, method_examples
-from pipeline.training.units import declarations_of
+from pipeline.training.training_data import Data, encode_splits
 
 EOS = tiny_models.make_tokenizer().eos_token_id
 

@@ -1,4 +1,4 @@
-"""pipeline/weight_files.py: which files a model's weights are, as transformers chooses them too."""
+"""pipeline/model/weight_files.py: which files a model's weights are, as transformers chooses them too."""
 import json
 import os
 import shutil
@@ -11,10 +11,10 @@ from merging_runs import merge, peft_merge, stored
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pipeline.errors import PipelineError
 from pipeline.evaluation.candidates import identify_model
-from pipeline.models import model_hash
-from pipeline.weight_files import INDEX, SINGLE_FILE, stored_tensors, weight_files
+from pipeline.model.device import model_hash
+from pipeline.model.weight_files import INDEX, SINGLE_FILE, stored_tensors, weight_files
+from pipeline.run.errors import PipelineError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

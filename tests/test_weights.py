@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.merging import weights
-from pipeline.weight_files import list_tensors
+from pipeline.model.weight_files import list_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from preparation_runs import FRACTIONS, TEXTS, Prepared, write_raw
 
-from pipeline.preparation.provenance import Origin
-from pipeline.preparation.splits import SPLITS
+from pipeline.data.clean_file import SPLITS, Origin
+from pipeline.model.tokenizers import tokenizer_json
 from pipeline.preparation.workers import BATCH_BYTES, clean_files, start_worker
-from pipeline.tokenizers import tokenizer_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

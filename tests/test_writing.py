@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from preparation_runs import Prepared
 
+from pipeline.data.clean_file import SPLITS
 from pipeline.preparation.cleaning import is_trivial
-from pipeline.preparation.splits import SPLITS, choose_split
+from pipeline.preparation.splits import choose_split
 
 
 def test_train_windows_slide_and_evaluation_windows_do_not_overlap(prepare: Callable[..., Prepared],

@@ -8,7 +8,7 @@ import pytest
 import tiny_models
 
 import train
-from pipeline.training.examples import encode_examples
+from pipeline.data.encoded_examples import encode_examples
 from pipeline.training.trainer import CompletionTrainer
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from rapidfuzz import fuzz
 
-from pipeline.datasets import draw
-from pipeline.evaluation.scores import Scores, compare
-from pipeline.evaluation.tasks import Task
-from pipeline.pieces import PIECE_LINES
+from pipeline.data.datasets import draw
+from pipeline.retrieval.snippets import PIECE_LINES
+from pipeline.scoring.scores import Scores, compare
+from pipeline.tasks.task import Task
 
 BASELINE_EXAMPLES = 20_000  # training examples among which the most similar one is looked for
 _WORD = re.compile(r"\w+")

@@ -1,32 +1,21 @@
 """The models that are compared: what they are, and how they are loaded."""
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM
 
-from pipeline.errors import PipelineError, looks_like_path
-from pipeline.files import MANIFEST, combined_hash, sha256_file
-from pipeline.hub import hub_errors, hub_files
-from pipeline.infilling import InfillingFormat
-from pipeline.manifests import MODEL_FILES, check_manifest
-from pipeline.mergeable import read_adapter_json
-from pipeline.models import choose_device, torch_dtype
-from pipeline.tokenizers import check_local_model, load_tokenizer, model_errors
-from pipeline.weight_files import weight_files
-
-
-@dataclass
-class ModelSource:
-    """A model to be evaluated: what it is, and where."""
-    name: str
-    identity: str  # hub commit, or combined hash of the folder's weights and settings
-    adapter: str | None = None  # its folder, if it is one
-    commit: str | None = None  # on the hub
-    weights_hash: str | None = None  # of a folder's weights alone
-    infilling: InfillingFormat | None = None  # in which it is asked for the middle, where it can be
+from pipeline.hub.client import hub_errors, hub_files
+from pipeline.model.device import choose_device, torch_dtype
+from pipeline.model.mergeable import read_adapter_json
+from pipeline.model.model_source import ModelSource
+from pipeline.model.tokenizers import check_local_model, load_tokenizer, model_errors
+from pipeline.model.weight_files import weight_files
+from pipeline.run.errors import PipelineError, looks_like_path
+from pipeline.run.hashes import combined_hash, sha256_file
+from pipeline.run.manifests import MODEL_FILES, check_manifest
+from pipeline.run.outputs import MANIFEST
 
 
 def identify_model(name: str, revision: str | None) -> ModelSource:

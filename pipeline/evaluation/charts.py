@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.evaluation.scores import LOSS, LOSS_BYTE, LOWER_IS_BETTER, NEXT_LINE, NEXT_LINE_SIMILARITY
+from pipeline.scoring.scores import LOSS, LOSS_BYTE, LOWER_IS_BETTER, NEXT_LINE, NEXT_LINE_SIMILARITY
 
 CHARTED = (NEXT_LINE, NEXT_LINE_SIMILARITY, "edit similarity", "BLEU", LOSS)
 TITLE_WIDTH, HISTOGRAM_TITLE_WIDTH = 34, 52  # characters that have room above a chart

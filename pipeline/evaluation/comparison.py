@@ -11,19 +11,20 @@ import sacrebleu
 import torch
 import transformers
 
-from pipeline.datasets import load_examples, load_methods
+from pipeline.data.datasets import load_examples, load_methods
+from pipeline.decoding.vllm_engine import VLLM_PROMPTS, generate_with_vllm, load_vllm
 from pipeline.evaluation.baselines import against_baselines
-from pipeline.evaluation.candidates import ModelSource, load_model
+from pipeline.evaluation.candidates import load_model
 from pipeline.evaluation.losses import reference_losses
-from pipeline.evaluation.middles import task_of
-from pipeline.evaluation.parsing import parses
 from pipeline.evaluation.predictions import predict, prediction_header
 from pipeline.evaluation.processes import Processes
-from pipeline.evaluation.scores import LOSS, PARSES, Scores, compare
-from pipeline.evaluation.tasks import Task
-from pipeline.evaluation.vllm import VLLM_PROMPTS, generate_with_vllm, load_vllm
-from pipeline.models import release_memory
-from pipeline.tokenizers import encode_plain, tokenizer_identity
+from pipeline.fim.fim_set import task_of
+from pipeline.model.device import release_memory
+from pipeline.model.model_source import ModelSource
+from pipeline.model.tokenizers import encode_plain, tokenizer_identity
+from pipeline.scoring.parsing import parses
+from pipeline.scoring.scores import LOSS, PARSES, Scores, compare
+from pipeline.tasks.task import Task
 
 Predictions = dict[tuple[int, str], list[str]]  # by number of the model and name of the set
 Ended = dict[tuple[int, str], list[bool]]

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluation.cache import rows_can_leave
-from pipeline.evaluation.candidates import ModelSource
+from pipeline.decoding.kv_cache import rows_can_leave
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, prediction_file
-from pipeline.evaluation.tasks import Task, prompt_ids, prompts_of
-from pipeline.infilling import encode_within
-from pipeline.models import left_padded, max_positions
-from pipeline.tokenizers import encode_pairs
+from pipeline.model.device import max_positions
+from pipeline.model.model_source import ModelSource
+from pipeline.model.padding import left_padded
+from pipeline.model.tokenizers import encode_pairs
+from pipeline.prompts.fim_formats import encode_within
+from pipeline.tasks.task import Task, prompt_ids, prompts_of
 
 LOSS_BATCH_TOKENS = 4096  # a batch of the loss, padding included
 

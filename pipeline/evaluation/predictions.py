@@ -7,8 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from pipeline.evaluation.candidates import ModelSource
-from pipeline.evaluation.decoding import (
+from pipeline.decoding.greedy import (
     BATCH_TOKENS,
     PREFILL_PADDING,
     generate_batch,
@@ -17,8 +16,9 @@ from pipeline.evaluation.decoding import (
 )
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, note_other_settings, prediction_file
-from pipeline.evaluation.tasks import Task, prompt_ids
-from pipeline.tokenizers import tokenizer_identity
+from pipeline.model.model_source import ModelSource
+from pipeline.model.tokenizers import tokenizer_identity
+from pipeline.tasks.task import Task, prompt_ids
 
 
 def predict(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task, header: dict[str, Any],

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models import take_device
+from pipeline.model.device import take_device
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import yaml_dump
 
-from pipeline.errors import PipelineError, first_line
-from pipeline.evaluation.repository import WITHOUT
-from pipeline.evaluation.scores import LOSS, NEXT_LINE, NEXT_LINE_SIMILARITY
-from pipeline.evaluation.tasks import Task
-from pipeline.files import MANIFEST, atomic_file, output_lock
-from pipeline.hub import check_hub_write, hub_errors
-from pipeline.hub_commits import commit_files
-from pipeline.manifests import sealed_manifest
+from pipeline.hub.client import check_hub_write, hub_errors
+from pipeline.hub.commits import commit_files
+from pipeline.retrieval.snippet_set import WITHOUT
+from pipeline.run.errors import PipelineError, first_line
+from pipeline.run.manifests import sealed_manifest
+from pipeline.run.outputs import MANIFEST, atomic_file, output_lock
+from pipeline.scoring.scores import LOSS, NEXT_LINE, NEXT_LINE_SIMILARITY
+from pipeline.tasks.task import Task
 
 CARD = "README.md"
 CARD_METRICS = {NEXT_LINE: "exact_match", NEXT_LINE_SIMILARITY: "next_line_similarity",

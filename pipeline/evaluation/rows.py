@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import looks_like_path
-from pipeline.evaluation.candidates import ModelSource
 from pipeline.evaluation.processes import Processes
-from pipeline.evaluation.tasks import Task
-from pipeline.files import atomic_file
-from pipeline.progress import progress
+from pipeline.model.model_source import ModelSource
+from pipeline.run.errors import looks_like_path
+from pipeline.run.outputs import atomic_file
+from pipeline.run.progress import progress
+from pipeline.tasks.task import Task
 
 
 def prediction_file(folder: Path, source: ModelSource, task: Task, header: dict[str, Any]) -> Path:

@@ -4,16 +4,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.evaluation.candidates import ModelSource
-from pipeline.evaluation.codexglue import codexglue_task
-from pipeline.evaluation.methods import methods_task
-from pipeline.evaluation.middles import infilling_task
-from pipeline.evaluation.planning import choose_sample
 from pipeline.evaluation.processes import ALONE, Processes
-from pipeline.evaluation.repository import repository_task
-from pipeline.evaluation.tasks import Task, chunk_tokens, kotlin_task
-from pipeline.models import context_length
-from pipeline.repository_prompts import COMMENTED, RepositoryPrompt
+from pipeline.evaluation.sample_size import choose_sample
+from pipeline.fim.fim_set import infilling_task
+from pipeline.methods.method_set import methods_task
+from pipeline.model.device import context_length
+from pipeline.model.model_source import ModelSource
+from pipeline.prompts.repository_form import COMMENTED, RepositoryPrompt
+from pipeline.retrieval.snippet_set import repository_task
+from pipeline.tasks.codexglue import codexglue_task
+from pipeline.tasks.completion_set import chunk_tokens, kotlin_task
+from pipeline.tasks.task import Task
 
 MARKS = 8  # tokens of a prompt that mark its parts and begin it, at most
 

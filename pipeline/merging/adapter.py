@@ -8,9 +8,9 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipeline.errors import PipelineError, looks_like_path
-from pipeline.hub import hub_errors, hub_files
-from pipeline.mergeable import ADAPTER_CONFIG, check_plain_lora, read_adapter_json, trained_tokens
+from pipeline.hub.client import hub_errors, hub_files
+from pipeline.model.mergeable import ADAPTER_CONFIG, check_plain_lora, read_adapter_json, trained_tokens
+from pipeline.run.errors import PipelineError, looks_like_path
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model's modules

@@ -5,11 +5,11 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from pipeline.errors import PipelineError, looks_like_path
-from pipeline.hub import hub_errors, hub_files
-from pipeline.mergeable import ADAPTER_CONFIG
-from pipeline.models import model_hash
-from pipeline.tokenizers import check_local_model
+from pipeline.hub.client import hub_errors, hub_files
+from pipeline.model.device import model_hash
+from pipeline.model.mergeable import ADAPTER_CONFIG
+from pipeline.model.tokenizers import check_local_model
+from pipeline.run.errors import PipelineError, looks_like_path
 
 
 def choose_base(args: argparse.Namespace, config: dict[str, Any], adapter: Path) -> tuple[str, str | None]:

@@ -2,8 +2,8 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import looks_like_path
-from pipeline.repository_prompts import MANIFEST_ENTRY, USUAL_COMMENT, RepositoryPrompt
+from pipeline.prompts.repository_form import MANIFEST_ENTRY, USUAL_COMMENT, RepositoryPrompt
+from pipeline.run.errors import looks_like_path
 
 
 def model_card(name: str, base_name: str, merged_into: str, adapter_config: dict[str, Any],

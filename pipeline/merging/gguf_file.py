@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from pipeline.errors import PipelineError
-from pipeline.infilling import beginning_of
-from pipeline.mergeable import base_tensors
 from pipeline.merging.weights import read_rows
-from pipeline.progress import progress
-from pipeline.tokenizers import load_tokenizer, model_errors
-from pipeline.weight_files import StoredTensor
+from pipeline.model.mergeable import base_tensors
+from pipeline.model.tokenizers import load_tokenizer, model_errors
+from pipeline.model.weight_files import StoredTensor
+from pipeline.prompts.fim_formats import beginning_of
+from pipeline.run.errors import PipelineError
+from pipeline.run.progress import progress
 
 GGUF_FILE = "model.gguf"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}

@@ -11,14 +11,14 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.errors import PipelineError
-from pipeline.mergeable import linear_layers, stored_embeddings, stored_weight
 from pipeline.merging.adapter import LoraPair, TokenRows
-from pipeline.merging.tokenizer import write_tokenizer
+from pipeline.merging.adapter_tokenizer import write_tokenizer
 from pipeline.merging.weights import read_rows, safetensors_dtype
-from pipeline.progress import progress
-from pipeline.tokenizers import model_errors
-from pipeline.weight_files import INDEX, SINGLE_FILE, StoredTensor
+from pipeline.model.mergeable import linear_layers, stored_embeddings, stored_weight
+from pipeline.model.tokenizers import model_errors
+from pipeline.model.weight_files import INDEX, SINGLE_FILE, StoredTensor
+from pipeline.run.errors import PipelineError
+from pipeline.run.progress import progress
 
 COPIED_FROM_BASE = ("generation_config.json",)
 Targets = dict[str, LoraPair | TokenRows]  # by the name of the stored tensor

@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from pipeline.errors import PipelineError
 from pipeline.merging.adapter import TokenRows
+from pipeline.merging.adapter_tokenizer import proof_prompts
 from pipeline.merging.lora_merge import Targets, dequantized_nf4
-from pipeline.merging.tokenizer import proof_prompts
-from pipeline.weight_files import StoredTensor
+from pipeline.model.weight_files import StoredTensor
+from pipeline.run.errors import PipelineError
 
 # What the merge is checked on, and how far it may be off.  A model of 135M parameters that is merged and run
 # in bf16 has a KL of 0.002 (measured); the bounds are to catch an adapter that is left out, or applied twice,

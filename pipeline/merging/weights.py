@@ -4,8 +4,8 @@ from typing import IO, Any
 
 import torch
 
-from pipeline.errors import PipelineError
-from pipeline.weight_files import StoredTensor, stored_dtype
+from pipeline.model.weight_files import StoredTensor, stored_dtype
+from pipeline.run.errors import PipelineError
 
 BLOCK_ELEMENTS = 16 << 20  # of a tensor in float32: 64 MB
 

@@ -1,33 +1,16 @@
 """Cutting a file into chunks at good places, and into windows of a prompt and its completion."""
+import json
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from pipeline.large_values import LARGE_VALUE
+from pipeline.data.clean_file import CleanFile
+from pipeline.data.large_values import LARGE_VALUE
 from pipeline.preparation.cleaning import is_trivial
-from pipeline.preparation.methods import FoundMethods
-from pipeline.preparation.provenance import Origin
 
 # The last share of a chunk, in which the kind of place decides where it ends: a line has about 10 tokens.
 NEAR_END = 0.2
-
-
-class CleanFile(NamedTuple):
-    """One file after cleaning, ready to be written once its cluster and split are known."""
-    source_line: int  # its line in the raw file, from 1
-    reason: str | None  # why it is dropped; None: it is kept, and the fields below are set
-    origin: Origin = Origin()
-    digest: bytes = b""  # SHA-256 of the cleaned text
-    text: str = ""
-    # (examples, 6): prompt start, cut, completion end; in characters, then in tokens
-    train_windows: np.ndarray | None = None
-    eval_windows: np.ndarray | None = None
-    token_ids: np.ndarray | None = None  # (tokens,) uint16 or uint32
-    signature: np.ndarray | None = None  # (PERMUTATIONS,) uint32
-    sample: np.ndarray | None = None  # (n,) uint32, of `sampled_shingles`
-    has_large_value: bool = False
-    methods: FoundMethods | None = None
 
 
 # The ranks of places to cut, the best last.  0: none, for a character would be split.
@@ -158,3 +141,61 @@ def usual_windows(file: CleanFile, split: str, keep_large_values: bool, keep_tri
     if not keep_trivial and split == "test":
         windows = windows[[not is_trivial(file.text[cut:end]) for cut, end in windows[:, 1:3].tolist()]]
     return windows
+
+
+def byte_lengths(tokenizer: Any) -> np.ndarray | None:
+    """Return the length in bytes of each token of a byte-level tokenizer, by its id; None for other kinds.
+
+    With them, offsets are a cumulated sum; the library makes two Python integers a token of them, and is
+    slower for it.
+    """
+    spec = json.loads(tokenizer.to_str())
+    steps = spec["pre_tokenizer"] or {}
+    byte_level = [s for s in (steps, *steps.get("pretokenizers", ())) if s.get("type") == "ByteLevel"]
+    prefixed = any(s["add_prefix_space"] for s in byte_level)
+    if spec["normalizer"] or spec["model"]["type"] != "BPE" or not byte_level or prefixed:
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    for token, number in vocabulary.items():
+        lengths[number] = len(token)  # the alphabet of a byte-level tokenizer has one character a byte
+    for number, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[number] = len(added.content.encode())
+    return lengths
+
+
+def offsets_from_lengths(text: str, lengths: np.ndarray) -> np.ndarray | None:
+    """Return the (tokens, 2) character offsets of tokens of `lengths` bytes; None if they are not `text`'s.
+
+    As in the library, a token that ends within a character ends behind it, and the next one starts before it.
+    """
+    data = text.encode()
+    ends = np.cumsum(lengths)
+    if ends[-1] != len(data):
+        return None
+    starts = ends - lengths
+    if len(data) == len(text):
+        return np.stack([starts, ends], axis=1)
+    # characters that begin at or before each byte
+    begins = np.cumsum((np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80)
+    return np.stack([begins[starts] - 1, begins[ends - 1]], axis=1)
+
+
+def encode(tokenizer: Any, lengths: np.ndarray | None,
+           texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each text its token ids and their (tokens, 2) character offsets.
+
+    `lengths`: `byte_lengths` of the tokenizer.
+    """
+    encode_all = tokenizer.encode_batch if lengths is None else tokenizer.encode_batch_fast
+    results = []
+    for text, encoding in zip(texts, encode_all(texts, add_special_tokens=False), strict=True):
+        ids = np.array(encoding.ids, dtype=np.int64)
+        offsets = offsets_from_lengths(text, lengths[ids]) if lengths is not None and len(ids) else None
+        if offsets is None:
+            if lengths is not None:  # encode_batch_fast leaves the library's own offsets out
+                encoding = tokenizer.encode(text, add_special_tokens=False)
+            ids = np.array(encoding.ids, dtype=np.int64)
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        results.append((ids, offsets))
+    return results

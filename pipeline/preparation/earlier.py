@@ -3,11 +3,11 @@ import argparse
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from pipeline.datasets import load_files
-from pipeline.errors import PipelineError
-from pipeline.preparation.provenance import Origin
-from pipeline.preparation.splits import SPLITS, Corpus
+from pipeline.data.clean_file import SPLITS, Origin
+from pipeline.data.datasets import load_files
+from pipeline.preparation.splits import Corpus
 from pipeline.preparation.workers import map_in_order, sketch_texts
+from pipeline.run.errors import PipelineError
 
 TEXTS_PER_TASK = 16
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.clean_file import CleanFile
+from pipeline.data.near_duplicates import ngram_hashes
 from pipeline.preparation.cleaning import is_trivial
-from pipeline.preparation.cutting import Choice, CleanFile, windows_of
-from pipeline.preparation.duplicates import ngram_hashes
+from pipeline.preparation.cutting import Choice, windows_of
 
 LEAK_NGRAM = 13  # the run of tokens that counts as contamination, as in Brown et al. 2020
 SHORT_NGRAM = 5  # by which completions that are shorter than that are looked for

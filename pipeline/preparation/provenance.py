@@ -2,17 +2,9 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from pipeline.files import parse_json_line
-
-
-class Origin(NamedTuple):
-    """Where a file came from; all None where nothing is known."""
-    repository: str | None = None
-    path: str | None = None
-    license_file: str | None = None
-    license: str | None = None
+from pipeline.data.clean_file import Origin
+from pipeline.run.jsonl import parse_json_line
 
 
 @contextlib.contextmanager

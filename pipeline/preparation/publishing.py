@@ -7,12 +7,13 @@ from typing import Any
 
 import datasets
 
-from pipeline.files import atomic_folder, hash_files, output_lock, write_json
-from pipeline.hub import push_folder
-from pipeline.manifests import sealed_manifest
-from pipeline.preparation.method_files import FOLDER as METHODS
-from pipeline.preparation.reporting import leakage_table
-from pipeline.preparation.splits import SPLITS
+from pipeline.data.clean_file import SPLITS
+from pipeline.hub.client import push_folder
+from pipeline.methods.method_files import FOLDER as METHODS
+from pipeline.preparation.data_set_report import leakage_table
+from pipeline.run.hashes import hash_files
+from pipeline.run.manifests import sealed_manifest
+from pipeline.run.outputs import atomic_folder, output_lock, write_json
 
 
 def publish(args: argparse.Namespace, counts: Counter, leakage: dict[str, Any]) -> None:

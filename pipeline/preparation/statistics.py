@@ -4,8 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from pipeline.preparation.cutting import CleanFile
-from pipeline.preparation.provenance import Origin
+from pipeline.data.clean_file import CleanFile, Origin
 
 LARGEST_FILES = 10  # of train, that are named
 

@@ -19,27 +19,26 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.errors import PipelineError
-from pipeline.files import parse_json_line
-from pipeline.large_values import has_large_value
-from pipeline.preparation.cleaning import clean
-from pipeline.preparation.cutting import Choice, CleanFile, cut_windows, find_cuts, windows_of
-from pipeline.preparation.dropped import DroppedFiles
-from pipeline.preparation.duplicates import (
+from pipeline.data.clean_file import CleanFile, Origin
+from pipeline.data.large_values import has_large_value
+from pipeline.data.near_duplicates import (
     METHOD_PERMUTATIONS,
     empty_sketch,
     minhash_of_shingles,
     sampled_shingles,
     shingles_of,
 )
-from pipeline.preparation.encoding import byte_lengths, encode
+from pipeline.data.syntax import extension_of, find_grammar
+from pipeline.hub.secrets_scan import find_secrets, listed
+from pipeline.methods.finding import find_methods
+from pipeline.preparation.cleaning import DroppedFiles, clean
+from pipeline.preparation.cutting import Choice, byte_lengths, cut_windows, encode, find_cuts, windows_of
 from pipeline.preparation.leakage import Way, measure_leakage
-from pipeline.preparation.methods import find_methods
-from pipeline.preparation.provenance import Origin, origins
+from pipeline.preparation.provenance import origins
 from pipeline.preparation.splits import Corpus
-from pipeline.progress import progress
-from pipeline.secrets_scan import find_secrets, listed
-from pipeline.syntax import extension_of, find_grammar
+from pipeline.run.errors import PipelineError
+from pipeline.run.jsonl import parse_json_line
+from pipeline.run.progress import progress
 
 LEAST_DISTINCT = 0.1  # of a file's tokens, the share of distinct 5-grams under which it repeats itself
 BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one

@@ -7,50 +7,20 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets.arrow_writer import ArrowWriter
 
-from pipeline.errors import PipelineError
-from pipeline.preparation.cutting import Choice, CleanFile, usual_windows, windows_of
-from pipeline.preparation.dropped import DroppedFiles
-from pipeline.preparation.splits import SPLITS, Plan
+from pipeline.data.clean_file import SPLITS, CleanFile
+from pipeline.data.split_files import SplitWriter, save_splits
+from pipeline.preparation.cleaning import DroppedFiles
+from pipeline.preparation.cutting import Choice, usual_windows, windows_of
+from pipeline.preparation.splits import Plan
 from pipeline.preparation.statistics import Statistics
+from pipeline.run.errors import PipelineError
 
-ROWS_PER_WRITE, CHARACTERS_PER_WRITE = 2000, 4 << 20  # examples, or that much text of whole files, at a time
 COLUMNS_OF_ORIGIN = ("repository", "path", "license_file")
 EXAMPLE = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string"),
                              "source_line": datasets.Value("int64"), "start": datasets.Value("int64")})
 FILE = datasets.Features({"text": datasets.Value("string"), "source_line": datasets.Value("int64"),
                           **{name: datasets.Value("string") for name in COLUMNS_OF_ORIGIN}})
-
-
-class SplitWriter:
-    """Writes the rows of one split to an Arrow file, some at a time."""
-
-    def __init__(self, path: Path, features: datasets.Features):
-        self.path, self.features = path, features
-        self.writer = ArrowWriter(path=str(path), features=features)
-        self.pending: dict[str, list] = {name: [] for name in features}
-        self.characters = 0
-
-    def add(self, columns: dict[str, list], characters: int = 0) -> None:
-        """Take up rows, given as columns; `characters`: of the text in them, where it can be long."""
-        for name, values in columns.items():
-            self.pending[name] += values
-        self.characters += characters
-        if len(self.pending["source_line"]) >= ROWS_PER_WRITE or self.characters >= CHARACTERS_PER_WRITE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was taken up."""
-        if self.pending["source_line"]:
-            self.writer.write_batch(self.pending)
-        self.pending, self.characters = {name: [] for name in self.features}, 0
-
-    def finish(self) -> datasets.Dataset:
-        """Write the rest and return the split as it lies on the disk."""
-        self.flush()
-        self.writer.finalize()
-        return datasets.Dataset.from_file(str(self.path))
 
 
 def write_data_set(files: Iterable[CleanFile], plan: Plan, args: argparse.Namespace, choice: Choice,
@@ -83,22 +53,6 @@ def write_data_set(files: Iterable[CleanFile], plan: Plan, args: argparse.Namesp
         check_not_empty(plan.splits, args, counts)
         save_splits(examples, folder)
         save_splits(texts, folder / "files")
-
-
-def save_splits(writers: dict[str, SplitWriter], folder: Path) -> None:
-    """Save what was written of each split as a DatasetDict, without splits that are empty; nothing, where all
-    are.
-
-    A writer's file is removed.  It is mapped into memory only as long as it is copied, because its pages
-    count as this process's.
-    """
-    datasets.disable_progress_bars()  # more bars, for what takes a second
-    data = datasets.DatasetDict({split: rows for split, writer in writers.items()
-                                 if len(rows := writer.finish())})
-    if data:
-        data.save_to_disk(str(folder))
-    for writer in writers.values():
-        writer.path.unlink()
 
 
 def chosen_windows(file: CleanFile, split: str, choice: Choice, counts: Counter,

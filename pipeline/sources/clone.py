@@ -11,8 +11,8 @@ from typing import IO
 
 import psutil
 
-from pipeline.errors import PipelineError
-from pipeline.files import NO_LOCKS, TEMPORARY, is_ours, remove_folder
+from pipeline.run.errors import PipelineError
+from pipeline.run.outputs import NO_LOCKS, TEMPORARY, is_ours, remove_folder
 
 CLONE_MARKER = ".parse_data_clone"
 MAKING_SECONDS = 60  # within which a run that has made its folder has locked it too

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import git
 
-from pipeline.errors import PipelineError, shown_path
+from pipeline.run.errors import PipelineError, shown_path
 from pipeline.sources.git import GIT_ENVIRONMENT, short_commands
 from pipeline.sources.licenses import Licenses
 from pipeline.sources.local import git_folder, program_for, remote_url

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import git
 
-from pipeline.errors import PipelineError, disk_mistake, first_line, redact, shown_path
-from pipeline.progress import progress
+from pipeline.run.errors import PipelineError, disk_mistake, first_line, redact, shown_path
+from pipeline.run.progress import progress
 from pipeline.sources.licenses import Licenses
 from pipeline.sources.objects import contents, list_tree
 from pipeline.sources.selection import Entry, Selection

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from identify.identify import license_id
 
-from pipeline.errors import PipelineError, shown_path
+from pipeline.run.errors import PipelineError, shown_path
 from pipeline.sources.selection import REGULAR_FILE_MODES, Entry, Selection
 from pipeline.sources.source import Source
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import git
 
-from pipeline.errors import PipelineError, redact, shown_path
+from pipeline.run.errors import PipelineError, redact, shown_path
 from pipeline.sources.git import GIT_ENVIRONMENT, check_folder, short_commands, shown_names
 from pipeline.sources.licenses import Licenses
 from pipeline.sources.objects import contents, list_tree

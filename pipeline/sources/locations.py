@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import PipelineError, redact, shown_path
+from pipeline.run.errors import PipelineError, redact, shown_path
 from pipeline.sources.folders import read_plain_folder
 from pipeline.sources.git import read_repository
 from pipeline.sources.local import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import git
 
-from pipeline.errors import PipelineError
+from pipeline.run.errors import PipelineError
 from pipeline.sources.selection import Entry
 
 

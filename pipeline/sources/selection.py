@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pathspec
 
-from pipeline.errors import PipelineError, shown_path
+from pipeline.run.errors import PipelineError, shown_path
 from pipeline.sources.source import Source
 
 REGULAR_FILE_MODES = ("100644", "100755")  # not 120000, a symbolic link

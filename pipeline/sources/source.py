@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import redact, shown_path
+from pipeline.run.errors import redact, shown_path
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.errors import redact, shown_path
+from pipeline.run.errors import redact, shown_path
 from pipeline.sources.selection import SUBMODULE_MODE, Entry
 from pipeline.sources.source import Request, Source, local_path
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline.errors import PipelineError
-from pipeline.files import hash_files, write_json
-from pipeline.progress import print_above, progress
-from pipeline.stage import duration
+from pipeline.run.errors import PipelineError
+from pipeline.run.hashes import hash_files
+from pipeline.run.outputs import write_json
+from pipeline.run.progress import print_above, progress
+from pipeline.run.stage import duration
 from pipeline.training.checkpoints import BEST_ADAPTER, CHECKPOINT_HASHES
 
 # What the log calls the losses of what is validated on, and how they are shown.

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import PipelineError, Terminated
-from pipeline.files import hash_files
-from pipeline.manifests import versions
-from pipeline.stage import public_arguments
+from pipeline.run.errors import PipelineError, Terminated
+from pipeline.run.hashes import hash_files
+from pipeline.run.manifests import versions
+from pipeline.run.stage import public_arguments
 
 CHECKPOINT_HASHES = "pipeline_checkpoint.json"  # written last: a checkpoint without it is not whole
 BEST_ADAPTER = "best_adapter.safetensors"  # in a checkpoint: the adapter of the best validation so far

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from pipeline.errors import PipelineError
+from pipeline.run.errors import PipelineError
 
 
 def training_curve(log_history: list[dict[str, float]], examples_per_step: int) -> list[dict[str, float]]:

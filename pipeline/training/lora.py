@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.errors import PipelineError
-from pipeline.hub import hub_files
-from pipeline.mergeable import (
+from pipeline.hub.client import hub_files
+from pipeline.model.device import check_tokens_known, choose_device, torch_dtype
+from pipeline.model.mergeable import (
     base_tensors,
     check_plain_lora,
     has_tied_head,
@@ -29,8 +29,8 @@ from pipeline.mergeable import (
     stored_embeddings,
     stored_weight,
 )
-from pipeline.models import check_tokens_known, choose_device, torch_dtype
-from pipeline.tokenizers import check_local_model, model_errors
+from pipeline.model.tokenizers import check_local_model, model_errors
+from pipeline.run.errors import PipelineError
 from pipeline.training.token_rows import fuse_token_rows
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models import masks_without_waiting
+from pipeline.model.padding import masks_without_waiting
 from pipeline.training.token_rows import head_dtype, trained_rows
 
 HEAD_PIECE_ROWS = 2048  # labels whose logits are in memory at one time: 200 MB with 50,000 tokens in 16 bits

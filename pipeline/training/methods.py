@@ -4,11 +4,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.contexts import FileTexts
-from pipeline.datasets import draw
-from pipeline.training.examples import EncodedExamples, encode_examples
+from pipeline.data.datasets import draw
+from pipeline.data.encoded_examples import EncodedExamples, encode_examples
+from pipeline.fim.syntax_units import declarations_of
+from pipeline.prompts.contexts import FileTexts
 from pipeline.training.sequences import files_in_random_order
-from pipeline.training.units import declarations_of
 
 CHARACTERS_A_TOKEN = 8  # of a prompt that is tokenized: more than code has, as a rule
 # Of these examples, one in so many is another top-level declaration, as often as JetBrains/kotlin has those

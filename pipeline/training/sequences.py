@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.large_values import LARGE_VALUE, has_large_value
-from pipeline.tokenizers import encode_prompts
-from pipeline.training.examples import EncodedExamples
-from pipeline.training.infilled import Infilled, Infilling, check_unused, infill
-from pipeline.training.middles import Span
-from pipeline.training.pieces import PieceQueries
+from pipeline.data.encoded_examples import EncodedExamples
+from pipeline.data.large_values import LARGE_VALUE, has_large_value
+from pipeline.fim.fim_examples import Infilled, Infilling, check_unused, infill
+from pipeline.fim.spans import Span
+from pipeline.model.tokenizers import encode_prompts
+from pipeline.retrieval.snippet_examples import PieceQueries
 
 OVERLAP_TOKENS = 64  # of a sequence, repeated from the one before it: context without labels
 FILES_PER_BATCH = 64  # tokenized together

@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
-from pipeline.errors import PipelineError, first_line
-from pipeline.models import IGNORED_LABEL, MemoryMayEnd, choose_device, release_memory, right_padded
+from pipeline.data.encoded_examples import EncodedExamples
+from pipeline.model.device import MemoryMayEnd, choose_device, release_memory
+from pipeline.model.padding import IGNORED_LABEL, right_padded
+from pipeline.run.errors import PipelineError, first_line
 from pipeline.training.batches import StepSampler, row_length, token_batches
-from pipeline.training.data import Data
-from pipeline.training.examples import EncodedExamples
 from pipeline.training.lora import all_fused, checkpoint_activations, evaluation_mode
 from pipeline.training.loss import sum_of_losses
+from pipeline.training.training_data import Data
 
 CHECKPOINTS_KEPT = 2
 
