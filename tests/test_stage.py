@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.run.errors import PipelineError, Terminated
 from pipeline.run.stage import (
+    count_or,
     duration,
     fraction,
     non_negative_int,
@@ -71,6 +72,16 @@ def test_argument_types(kind: Callable, good: list[str], bad: list[str]) -> None
         assert kind(text) == float(text)
     for text in bad:
         with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+            kind(text)
+
+
+def test_a_word_stands_for_no_bound() -> None:
+    """`--limit all` is refused, or 0 and a mistyped word are taken for it."""
+    kind = count_or("all")
+    assert kind("all") is None
+    assert [kind("1"), kind("500")] == [1, 500]
+    for text in ("0", "-1", "1.5", "none", "All", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="neither all nor a whole number"):
             kind(text)
 
 

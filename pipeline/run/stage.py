@@ -188,3 +188,14 @@ def non_negative_int(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not at least 0")
     return value
+
+
+def count_or(word: str) -> Callable[[str], int | None]:
+    """argparse type: a whole number of at least 1, or the word, which becomes None."""
+    def count(text: str) -> int | None:
+        if text == word:
+            return None
+        if not text.strip().isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text} is neither {word} nor a whole number of at least 1")
+        return int(text)
+    return count
