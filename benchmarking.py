@@ -62,14 +62,16 @@ def benchmark(args: argparse.Namespace) -> None:
     # What is heavy waits until the arguments are known to be good.
     from pipeline.decoding.vllm_engine import check_vllm
     from pipeline.evaluation import benchmark_report, candidates, published_scores
-    from pipeline.evaluation.comparison import evaluate, score_set, with_parts
+    from pipeline.evaluation.comparison import Evaluation, evaluate, score_set, with_parts
     from pipeline.evaluation.processes import join_processes
     from pipeline.evaluation.sets import fit_budgets, make_tasks
     from pipeline.fim import fim_set
     from pipeline.hub.client import find_manifest
     from pipeline.model import device
     from pipeline.prompts import repository_form
+    from pipeline.prompts.prompter import PromptForms
     from pipeline.retrieval import snippet_set
+    from pipeline.tasks.answers import ROLES
 
     if args.update_card:
         published_scores.check_card_target(args)
@@ -90,11 +92,12 @@ def benchmark(args: argparse.Namespace) -> None:
         check_vllm(sources, processes.number)
     precision, device = device.choose_precision(args.precision), device.device_name()
     tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
-    infilled = args.suffix_tokens and fim_set.choose_formats(sources, tokenizers, fine_tuned_manifest)
+    fim = fim_set.choose_formats(sources, tokenizers, fine_tuned_manifest) if args.suffix_tokens else None
     form = snippet_set.choose_form(fine_tuned_manifest, args.hf_repository,
                                   tokenizers) if args.repository_tokens else repository_form.COMMENTED
-    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, sources if infilled else (),
-                       form)
+    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, fim, form)
+    models = [candidates.Candidate(*model, PromptForms(fim_format, form)) for *model, fim_format in zip(
+        ROLES, sources, tokenizers, fim or (None, None), strict=True)]
     fit_budgets(tasks, sources)
     if processes.rank == 0:
         sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
@@ -104,7 +107,7 @@ def benchmark(args: argparse.Namespace) -> None:
     with output_lock(args.output_dir / "metrics.json") if processes.rank == 0 else contextlib.nullcontext():
         if processes.rank == 0:
             sweep(args.output_dir)
-        predictions, ended, losses = evaluate(sources, tasks, args, precision, device, tokenizers, processes)
+        answers = evaluate(models, tasks, Evaluation(args, precision, device, processes))
         if processes.rank:
             return
         metrics = {"base_model": args.base_model, "base_identity": sources[0].identity,
@@ -112,15 +115,12 @@ def benchmark(args: argparse.Namespace) -> None:
                    "fine_tuned_is_adapter": bool(sources[1].adapter), "precision": precision,
                    "device": device, "sets": {}}
         changes = {}  # of each example's edit similarity, by set
-        tasks = with_parts(tasks, predictions, ended, losses)
+        tasks = with_parts(tasks, answers)
         for task in tasks:
-            metrics["sets"][task.name], changes[task.name] = score_set(
-                task, *([found[which, task.name] for which in (0, 1)] for found in (predictions, ended,
-                                                                                    losses)),
-                tokenizers, args, precision)
-        snippet_set.add_gains(metrics["sets"], tasks, (predictions, ended, losses), tokenizers, args.seed)
+            metrics["sets"][task.name], changes[task.name] = score_set(task, answers, models, args, precision)
+        snippet_set.add_gains(metrics["sets"], tasks, answers, tokenizers, args.seed)
         benchmark_report.report(metrics, args.output_dir)
-        benchmark_report.write_report(metrics, tasks, predictions, changes, args.output_dir, args.seed)
+        benchmark_report.write_report(metrics, tasks, answers, changes, args.output_dir, args.seed)
         outputs = {name: sha256_file(args.output_dir / name) for name in OUTPUTS}
         write_manifest(args.output_dir / "manifest.json", args, outputs, started,
                        data={t.name: t.settings for t in tasks}, fine_tuned_manifest=fine_tuned_manifest,

@@ -1,17 +1,17 @@
-"""Show what a model writes at a place of a file, and what the model that it was made from writes there.
+"""Show what a model writes at a place of a file, and what its base model writes there.
 
 Reads   FILE LINE[:COLUMN]  a source file and a place in it, counted from 1 as editors do: the text before it
                             is what the model sees; without a column, it is the beginning of the line
         --model             a folder or hub name, a merged model or an adapter
-        --base_model        the model that it was made from, to be shown beside it
+        --base_model        the model that it was made from, shown beside it
 Writes  nothing; the completions are printed
 
-The model sees the last whole lines of the file before the place that have --context_tokens at most, as
-benchmarking.py asks it, and decodes greedily.  A model that has tokens for it (prompts/fim_formats.py) also
-sees --suffix_tokens of what stands behind the place.  With --repository, pieces of the project's other files
-stand before all that, as benchmarking.py --repository_tokens asks.  Blanks right before the place are left to
-the model, because tokenizers join them to the word that follows.  The time is that of reading the prompt and
-writing; loading the model is told apart.
+The model is prompted as in benchmarking.py, with the last whole lines of the file before the place that have
+at most --context_tokens tokens, and decodes greedily.  A model with FIM tokens (prompts/fim_formats.py) is
+also given at most --suffix_tokens of the text after the place, in whole lines.  With --repository, snippets
+of the project's other files come first, as with benchmarking.py --repository_tokens.  Blanks right before the
+place are left to the model, because tokenizers join them to the word that follows.  The time is that of the
+prompt and the new tokens; loading the model is reported separately.
 
 Run:    python demo/complete.py --model models/merged src/Main.kt 12
 Quick:  python demo/complete.py --model models/merged src/Main.kt 12:9 --max_new_tokens 16
@@ -42,7 +42,7 @@ class Written(NamedTuple):
     """What a model wrote at a place."""
     title: str
     text: str
-    told: str  # how much, in which time
+    report: str  # token counts and times
 
 
 def place(text: str) -> Place:
@@ -54,9 +54,9 @@ def place(text: str) -> Place:
 
 
 def split_at(file: Path, where: Place) -> tuple[str, str]:
-    """Return what stands in the file before and behind the place, line ends as \\n.
+    """Return the text of the file before and after the place, line ends as \\n.
 
-    PipelineError where there is no such file or place.
+    PipelineError if there is no such file or place.
     """
     if not file.is_file():
         raise PipelineError(f"{file}: no such file; check the path")
@@ -70,7 +70,7 @@ def split_at(file: Path, where: Place) -> tuple[str, str]:
     line = lines[where.line - 1]
     if where.column > len(line) + 1:
         raise PipelineError(f"{file}, line {where.line}: has {len(line)} characters; name a column up to "
-                            f"{len(line) + 1}, which is behind the last")
+                            f"{len(line) + 1}, which is after the last")
     offset = sum(len(other) + 1 for other in lines[:where.line - 1]) + max(0, where.column - 1)
     return text[:offset], text[offset:]
 
@@ -83,7 +83,7 @@ def beside(left: Written, right: Written, width: int) -> str:
     half = (width - 3) // 2
 
     def column(written: Written) -> list[str]:
-        head = textwrap.wrap(written.title, half) + textwrap.wrap(written.told, half) + ["-" * half]
+        head = textwrap.wrap(written.title, half) + textwrap.wrap(written.report, half) + ["-" * half]
         lines = written.text.expandtabs(4).split("\n")
         return head + [line[i:i + half] for line in lines for i in range(0, max(1, len(line)), half)]
 
@@ -93,13 +93,13 @@ def beside(left: Written, right: Written, width: int) -> str:
 
 def alone(written: Written) -> str:
     """Return one text under its title."""
-    return f"--- {written.title}\n--- {written.told}\n{written.text}"
+    return f"--- {written.title}\n--- {written.report}\n{written.text}"
 
 
 def complete(args: argparse.Namespace) -> None:
     """Print what each model writes at the place."""
-    before, behind = split_at(args.file, args.place)
-    # what is heavy waits until the arguments are known to be good
+    before, after = split_at(args.file, args.place)
+    # heavy imports wait until the arguments are known to be good
     from asking import find_sources, write
     from project import Project
 
@@ -108,17 +108,17 @@ def complete(args: argparse.Namespace) -> None:
     device.quiet_libraries()
     project = None
     if args.repository:
-        project = Project(args.repository, args.file, before, behind, args.repository_tokens)
+        project = Project(args.repository, args.file, before, after, args.repository_tokens)
     print(f"device: {device.device_name()}, {device.choose_precision(args.precision)}", file=sys.stderr)
     sources = find_sources(args.model, args.base_model)
     shown = before.split("\n")[-SHOWN_BEFORE - 1:]
     print(f"--- {args.file}, up to line {args.place.line}\n" + "\n".join(shown), end="▌\n\n")
     titles = ["model"] if len(sources) == 1 or args.base_model is None else ["base", "fine-tuned"]
-    written = [Written(f"{title}: {source.name}", *write(source, sources[0], before, behind, args, project))
+    written = [Written(f"{title}: {source.name}", *write(source, sources[0], before, after, args, project))
                for source, title in zip(sources[-len(titles):], titles, strict=True)]
     width = shutil.get_terminal_size().columns
     print(alone(written[0]) if len(written) == 1 else beside(*written, width))
-    if rest := behind.split("\n")[:SHOWN_BEFORE]:
+    if rest := after.split("\n")[:SHOWN_BEFORE]:
         print("\n--- what stands there now\n" + "\n".join(rest))
 
 
@@ -134,15 +134,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="a folder or hub name, a merged model or an adapter (default: %(default)s)")
     add("--base_model", help="the model that it was made from, shown beside it (default: only --model)")
     add("--context_tokens", type=positive_int, default=512,
-        help="of the file before the place that the model sees, at most (default: %(default)s)")
+        help="tokens of the file before the place in the prompt, at most (default: %(default)s)")
     add("--suffix_tokens", type=non_negative_int, default=128,
-        help="of the file behind the place that a model with infilling tokens sees, at most; 0: none "
+        help="tokens of the file after the place in the prompt of a model with FIM tokens, at most; 0: none "
              "(default: %(default)s)")
     add("--repository", type=Path, metavar="FOLDER",
-        help="pieces of this folder's files of the same ending stand before the file; never of the file "
-             "itself or its near-copies (default: the file alone)")
+        help="put snippets of this folder's files with the same extension before the file; never of the "
+             "file itself or its near-duplicates (default: the file alone)")
     add("--repository_tokens", type=positive_int, default=512,
-        help="of these pieces, at most (default: %(default)s)")
+        help="tokens of these snippets, at most (default: %(default)s)")
     add("--max_new_tokens", type=positive_int, default=64,
         help="tokens to write, at most (default: %(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",

@@ -53,11 +53,11 @@ def measure_losses(args: argparse.Namespace) -> None:
     from pipeline.evaluation.candidates import identify_model, load_model
     from pipeline.evaluation.losses import batch_losses
     from pipeline.model.device import choose_precision
-    from pipeline.model.tokenizers import encode_pairs, load_tokenizer
+    from pipeline.model.tokenizers import load_tokenizer
+    from pipeline.prompts.prompter import Prompter, PromptForms
     from pipeline.prompts.repository_form import prompt_form
     from pipeline.retrieval.snippet_set import repository_task
     from pipeline.tasks.completion_set import kotlin_task
-    from pipeline.tasks.task import prompts_of
 
     tokenizer = load_tokenizer(args.model)
     source = identify_model(args.model, None)
@@ -67,10 +67,8 @@ def measure_losses(args: argparse.Namespace) -> None:
     model = load_model(source, source, choose_precision("auto"))
     nats, tokens = {}, None
     for task in (plain, asked):
-        prompts, completions = encode_pairs(tokenizer, prompts_of(task, tokenizer),
-                                            [example.completion for example in task.examples])
-        if task.put_before:
-            prompts = task.put_before(tokenizer, prompts)
+        prompter = Prompter(tokenizer, task.tokens, PromptForms(repository=prompt_form(tokenizer)))
+        prompts, completions = prompter.pairs(task.places(), [each.completion for each in task.examples])
         started = time.perf_counter()
         with torch.inference_mode():
             found = [batch_losses(model, [row])[0] for row in zip(prompts, completions, strict=True)]
@@ -82,7 +80,7 @@ def measure_losses(args: argparse.Namespace) -> None:
     _, group = np.unique([example.group for example in asked.examples], return_inverse=True)
     for name, chosen in (("all", np.ones(len(difference), bool)),
                          ("without those whose answer stands in a piece",
-                          np.array([not example.in_pieces for example in asked.examples]))):
+                          np.array([not example.in_snippets for example in asked.examples]))):
         print(f"difference, {name} ({chosen.sum()}): {shown(difference, tokens, group, chosen)}")
 
 

@@ -13,7 +13,8 @@ import benchmarking
 from pipeline.evaluation.rows import unsealed_row
 from pipeline.methods.block_end import BlockEnd, block_end
 from pipeline.model.tokenizers import encode_prompts
-from pipeline.tasks.task import Example, Task, first_line, fold_white_space
+from pipeline.prompts.prompter import Place, Prompter, PromptForms
+from pipeline.tasks.task import DataSource, Example, StopRule, Task, first_line, fold_white_space
 
 WORDS = [" ".join(random.Random(i).choices("abcdef", k=3 + i % 9)) for i in range(60)]
 
@@ -69,12 +70,22 @@ def predictions(output: Path) -> dict[str, list[dict[str, Any]]]:
 
 def free_task(budget: int, end: Any = lambda text: None) -> Task:
     """Return a task whose predictions go on to an end token or the budget, or to where `end` stops them."""
-    return Task("Free", [], budget, fold_white_space, end)
+    return Task("Free", [], budget, fold_white_space, StopRule(end))
 
 
 def block_task(budget: int) -> Task:
     """Return a task whose predictions go on to the brace that closes their block."""
-    return Task("Free", [], budget, fold_white_space, block_end, stop_rule=BlockEnd)
+    return Task("Free", [], budget, fold_white_space, StopRule(block_end, BlockEnd))
+
+
+def prompter(task: Task, tokenizer: Any, fim: Any = None) -> Prompter:
+    """Return what composes a model's prompts on a set, in the FIM format `fim`."""
+    return Prompter(tokenizer, task.tokens, PromptForms(fim))
+
+
+def contexts(task: Task, tokenizer: Any) -> list[str]:
+    """Return the text of the file in each prompt of a set."""
+    return prompter(task, tokenizer).contexts(task.places())
 
 
 def prompts(number: int = 5) -> list[list[int]]:
@@ -94,6 +105,8 @@ def task_of(references: list[str], groups: list[int] | None = None,
             prompts: list[str] | None = None) -> Task:
     """Return the Kotlin task of these references; without `groups`, each comes from a file of its own."""
     examples = [Example(str(i), prompts[i] if prompts else "", fold_white_space(reference),
-                        first_line(reference, fold_white_space), groups[i] if groups else i, reference)
+                        first_line(reference, fold_white_space), groups[i] if groups else i, reference,
+                        place=Place(prompts[i] if prompts else ""))
                 for i, reference in enumerate(references)]
-    return Task("Kotlin", examples, 10, fold_white_space, lambda text: None, dataset="data")
+    return Task("Kotlin", examples, 10, fold_white_space, StopRule(lambda text: None),
+                source=DataSource("data"))

@@ -50,7 +50,7 @@ def test_the_loss_a_byte_stands_in(drawn: list[Figure]) -> None:
 def test_long_names_stand_beside_one_another(drawn: list[Figure]) -> None:
     """The titles of a set with pieces of the repository lie one over the other, and nobody can read them."""
     cell = {"base": 2.0, "base_interval": [1.0, 3.0], "fine_tuned": 1.0, "fine_tuned_interval": [0.5, 2.0]}
-    name = "Kotlin, infilling, 512 of the repository, without those that stand in their pieces"
+    name = "Kotlin, infilling, 512 tokens of repository context, without answers in the snippets"
     draw_chart({"sets": {name: {"scores": dict.fromkeys(CHARTED, cell)}}}, io.BytesIO())
     draw_changes(dict.fromkeys((name, f"{name} 2", f"{name} 3", f"{name} 4"), np.zeros(3)), io.BytesIO())
     for figure in drawn:

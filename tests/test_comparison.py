@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 from evaluation_runs import (
     arguments,
+    contexts,
     make_other_tokenizer,
     predictions,
     run_stage,
@@ -26,7 +27,6 @@ from pipeline.model.tokenizers import encode_prompts, tokenizer_identity
 from pipeline.scoring.scores import LENGTH, LOSS, LOSS_BYTE, PARSES, Scores
 from pipeline.tasks.codexglue import codexglue_task
 from pipeline.tasks.completion_set import kotlin_task
-from pipeline.tasks.task import prompts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
 
@@ -97,9 +97,9 @@ def test_each_model_is_read_and_written_with_its_own_tokenizer(apart: SimpleName
         for task in tasks:
             header, *rows = found[task.name]
             assert header["header"]["tokenizer"] == tokenizer_identity(tokenizer)
-            asked = encode_prompts(tokenizer, prompts_of(task, tokenizer))
+            asked = encode_prompts(tokenizer, contexts(task, tokenizer))
             other = {apart.base: make_other_tokenizer, apart.merged: tiny_models.make_tokenizer}[folder]()
-            assert (prompts_of(task, other) != prompts_of(task, tokenizer)) == bool(task.context_tokens)
+            assert (contexts(task, other) != contexts(task, tokenizer)) == bool(task.tokens.context)
             expected = generate_batch(model, tokenizer, asked, task)
             assert {row["id"]: row["prediction"] for row in rows} == {
                 example.id: result["text"] for example, result in zip(task.examples, expected, strict=True)}

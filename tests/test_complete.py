@@ -41,13 +41,14 @@ def file(tmp_path: Path) -> Path:
     ("1", ""), ("3", f"{HEAD}    val a0 = x + 3\n"), ("3:1", f"{HEAD}    val a0 = x + 3\n"),
     ("2:14", f"{HEAD}    val a0 = "), ("2:19", f"{HEAD}    val a0 = x + 3"), ("5", TEXT)])
 def test_a_place_is_what_an_editor_shows(where: str, before: str, complete: ModuleType, file: Path) -> None:
-    """The model is asked a line or a character away from where the user points."""
+    """The model is prompted a line or a character away from where the user points."""
     found = complete.split_at(file, complete.place(where))
     assert found == (before, TEXT[len(before):])
 
 
 @pytest.mark.parametrize(("where", "said"), [("6", "has 5 lines, and no line 6"), ("2:20", "up to 19")])
-def test_a_place_outside_the_file_is_told(where: str, said: str, complete: ModuleType, file: Path) -> None:
+def test_a_place_outside_the_file_is_an_error(where: str, said: str, complete: ModuleType,
+                                              file: Path) -> None:
     """The user reads a completion of another place than he named."""
     with pytest.raises(PipelineError, match=said):
         complete.split_at(file, complete.place(where))
@@ -79,9 +80,9 @@ def test_both_models_write_what_they_write_alone(where: str, complete: ModuleTyp
         text = tokenizer.decode(written_alone(model, prompt, 12, eos_token_id=tokenizer.eos_token_id),
                                 skip_special_tokens=True)
         _, _, part = shown.partition(f"--- {title}: {folder}\n")
-        told, _, part = part.partition("\n")
-        assert f"behind {len(prompt)}, in " in told
-        assert "tokens a second (loaded in " in told
+        report, _, part = part.partition("\n")
+        assert f"given {len(prompt)} tokens, in " in report
+        assert "tokens per second (loaded in " in report
         assert part.startswith(text.removeprefix(" " if where == "2:14" else "") + "\n")
 
 
@@ -93,14 +94,14 @@ def test_an_adapter_is_shown_upon_the_base_that_it_names(complete: ModuleType, f
     for model in (folders.adapter, folders.merged):
         complete.main([str(file), "3", "--model", str(model), "--precision", "float32", "--max_new_tokens",
                        "8"])
-        texts.append(capsys.readouterr().out.split("a second")[1].partition("\n")[2])
+        texts.append(capsys.readouterr().out.split("per second")[1].partition("\n")[2])
     assert texts[0] == texts[1]
 
 
-def test_a_model_with_infilling_tokens_sees_what_stands_behind(complete: ModuleType, file: Path,
+def test_a_model_with_fim_tokens_is_given_the_text_after_the_place(complete: ModuleType, file: Path,
                                                                tmp_path: Path,
                                                                capsys: pytest.CaptureFixture) -> None:
-    """The suffix is not shown to a model that was trained to see it, or to one that was not."""
+    """The suffix is not given to a model that was trained with it, or to one that was not."""
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_models.make_tokenizer().backend_tokenizer,
@@ -116,16 +117,17 @@ def test_a_model_with_infilling_tokens_sees_what_stands_behind(complete: ModuleT
     prefix, suffix, middle = tokenizer.convert_tokens_to_ids(marks)
     place = TEXT.index("    return")
     plain = [tokenizer(text)["input_ids"] for text in (TEXT[:place], TEXT[place:])]
-    asked = {0: (plain[0], f"behind {len(plain[0])}"), 5: (
-        [prefix, *plain[0], suffix, *plain[1][:5], middle], f"between {len(plain[0])} and 5 (StarCoder)")}
-    for tokens, (prompt, told) in asked.items():
+    known = {0: (plain[0], f"given {len(plain[0])} tokens, in "), 5: (
+        [prefix, *plain[0], suffix, *plain[1][:5], middle],
+        f"given {len(plain[0]) + 8} tokens in the FIM form of StarCoder, in ")}
+    for tokens, (prompt, given) in known.items():
         complete.main([str(file), "3", "--model", str(folder), "--precision", "float32",
                        "--max_new_tokens", "9", "--suffix_tokens", str(tokens)])
         shown = capsys.readouterr().out
         ends = [tokenizer.eos_token_id, *((prefix, suffix, middle) if tokens else ())]
         text = tokenizer.decode(written_alone(model, prompt, 9, eos_token_id=ends), skip_special_tokens=True)
-        assert told in shown
-        assert f" a second{shown.split(' a second')[1].partition(chr(10))[0]}\n{text}\n" in shown
+        assert given in shown
+        assert f" per second{shown.split(' per second')[1].partition(chr(10))[0]}\n{text}\n" in shown
 
 
 def test_mistakes_are_one_line(run_script: Callable, error_line: Callable, file: Path, tmp_path: Path,
@@ -152,7 +154,7 @@ def test_two_texts_stand_beside_each_other_where_there_is_room(width: int, colum
     assert all(word in shown for word in ("short", "one", "five"))
 
 
-def test_the_projects_other_files_stand_before_the_file(complete: ModuleType, tmp_path: Path,
+def test_repository_context_from_the_project(complete: ModuleType, tmp_path: Path,
                                                         folders: SimpleNamespace, one_thread: None,
                                                         capsys: pytest.CaptureFixture) -> None:
     """A model is shown the file that it writes, or its copy, or nothing of the project; or a wrong folder is
@@ -167,12 +169,12 @@ def test_the_projects_other_files_stand_before_the_file(complete: ModuleType, tm
              "--max_new_tokens", "4", "--context_tokens", "60"]
     complete.main([*place, "--repository", str(tmp_path), "--repository_tokens", "380"])
     captured = capsys.readouterr()
-    [told] = [line for line in captured.err.splitlines() if "; pieces of " in line]
-    assert told.startswith("5 files of ")
-    named = told.rpartition("; pieces of ")[2].split(", ")
+    [note] = [line for line in captured.err.splitlines() if "; snippets of " in line]
+    assert note.startswith("5 files of ")
+    named = note.rpartition("; snippets of ")[2].split(", ")
     assert set(named) <= {"src/File9.kt", "src/File17.kt", "src/File2.kt"}
     assert named[0] in ("src/File9.kt", "src/File17.kt")  # about the same thing
-    assert " pieces, in " in captured.out
+    assert " snippets among them, in " in captured.out
     with pytest.raises(SystemExit):
         complete.main([*place, "--repository", str(tmp_path / "none")])
     assert "no such folder" in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""pipeline/methods/method_set.py: what is asked of the methods in Kotlin, and the part with documentation."""
+"""pipeline/methods/method_set.py: the set of methods in Kotlin, and the part with documentation."""
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
 import pytest
 import tiny_models
-from evaluation_runs import predictions, run_stage, with_files
+from evaluation_runs import contexts, predictions, run_stage, with_files
 
 from pipeline.evaluation.comparison import train_split, with_parts
 from pipeline.evaluation.rows import prediction_file
@@ -13,7 +13,7 @@ from pipeline.methods.block_end import block_end
 from pipeline.methods.method_set import methods_task
 from pipeline.run.errors import PipelineError
 from pipeline.scoring.scores import PARSES
-from pipeline.tasks.task import prompts_of
+from pipeline.tasks.answers import ROLES, Answers, ModelOnSet
 
 DOCUMENTED = "Kotlin methods, with KDoc"
 FILE = '''package a
@@ -57,13 +57,13 @@ def save_methods(folder: Path, files: int = 12) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("tokens", [0, 12, 400])
-def test_what_is_asked_is_the_file_up_to_the_brace(tokens: int, tmp_path: Path) -> None:
-    """A model is asked without the documentation or with the answer, or what it is to write is not what
-    stands in the file."""
+def test_the_prompt_is_the_file_up_to_the_brace(tokens: int, tmp_path: Path) -> None:
+    """A model is prompted without the documentation or with the answer, or the completion is not that of the
+    file."""
     found, tokenizer = save_methods(tmp_path / "data"), tiny_models.make_tokenizer()
     task = methods_task(str(tmp_path / "data"), 0, 0, 0, tokens, tokenizer)
-    assert (task.name, task.max_new_tokens, task.context_tokens) == ("Kotlin methods", 256, tokens)
-    assert prompts_of(task, tokenizer) == [example.prompt for example in task.examples]
+    assert (task.name, task.max_new_tokens, task.tokens.context) == ("Kotlin methods", 256, tokens)
+    assert contexts(task, tokenizer) == [example.prompt for example in task.examples]
     for number, (example, (before, head, body)) in enumerate(zip(task.examples, found, strict=True)):
         assert (example.completion, example.group, example.ends) == (body, 1 + number // 2, True)
         assert example.prompt.endswith(head)
@@ -74,10 +74,10 @@ def test_what_is_asked_is_the_file_up_to_the_brace(tokens: int, tmp_path: Path) 
             assert (context == before) == (tokens == 400)
         else:
             assert context == "    "  # the indentation of its first line
-        assert task.end_of_prediction(body + "\n}\n") == len(body)
+        assert task.stop.end(body + "\n}\n") == len(body)
         assert example.reference == " ".join(body.split())
     assert [example.first_line for example in task.examples[:2]] == ['return "${"}"}".length', "f()"]
-    assert task.texts.text(1)[:task.examples[0].place[1]].endswith("Int {")
+    assert task.source.texts.text(1)[:task.examples[0].cursor.offset].endswith("Int {")
 
 
 def test_the_part_with_documentation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -85,18 +85,21 @@ def test_the_part_with_documentation(tmp_path: Path, capsys: pytest.CaptureFixtu
     save_methods(tmp_path / "data")
     task = methods_task(str(tmp_path / "data"), 0, 0)
     assert task.parts == {DOCUMENTED: list(range(0, 24, 2))}
-    found = {(which, task.name): [f"{which} {i}" for i in range(24)] for which in (0, 1)}
-    whole, part = with_parts([task], found)
+    answers = {ModelOnSet(role, task.name): Answers([f"{role} {i}" for i in range(24)], [True] * 24,
+                                                    [(0.5, i) for i in range(24)]) for role in ROLES}
+    whole, part = with_parts([task], answers)
     assert whole is task
     assert part.name == DOCUMENTED
     assert [example.id for example in part.examples] == [str(i) for i in range(0, 24, 2)]
-    assert found[1, DOCUMENTED] == [f"1 {i}" for i in range(0, 24, 2)]
+    selected = answers[ModelOnSet("fine_tuned", DOCUMENTED)]
+    assert selected == Answers([f"fine_tuned {i}" for i in range(0, 24, 2)], [True] * 12,
+                               [(0.5, i) for i in range(0, 24, 2)])
     assert not methods_task(str(tmp_path / "data"), 6, 0).parts
     assert "have documentation, too few" in capsys.readouterr().err
 
 
 def test_predictions_of_methods_have_files_of_their_own(folders: SimpleNamespace, tmp_path: Path) -> None:
-    """Predictions of the methods and of the pairs behind as many tokens are taken for one another."""
+    """Predictions of the methods and of the pairs with the same context are mistaken for each other."""
     own = with_files(folders, tmp_path / "data", methods=True)
     tokenizer = tiny_models.make_tokenizer()
     task = methods_task(str(own.data), 0, 0, 0, 40, tokenizer)
@@ -109,8 +112,8 @@ def test_predictions_of_methods_have_files_of_their_own(folders: SimpleNamespace
     assert train[0]["completion"].endswith("}")
 
 
-def test_methods_are_asked_and_scored(folders: SimpleNamespace, tmp_path: Path) -> None:
-    """The set is left out of the results, its predictions go on behind their brace, or a rerun makes them
+def test_methods_are_evaluated_and_scored(folders: SimpleNamespace, tmp_path: Path) -> None:
+    """The set is left out of the results, its predictions go on after their brace, or a rerun makes them
     anew."""
     own = with_files(folders, tmp_path / "data", methods=True)
     metrics = run_stage(own, tmp_path / "results", "--context_tokens", 20, "--max_new_tokens", 24,
@@ -133,8 +136,8 @@ def test_methods_are_asked_and_scored(folders: SimpleNamespace, tmp_path: Path) 
 
 def test_a_data_set_without_methods(folders: SimpleNamespace, tmp_path: Path,
                                     capsys: pytest.CaptureFixture) -> None:
-    """An earlier data set cannot be benchmarked any more; or a method is asked that its file does not
-    hold."""
+    """An earlier data set cannot be benchmarked any more; or a method is evaluated that its file does
+    not hold."""
     assert methods_task(str(folders.data), 0, 0) is None
     assert "holds no methods of its test split" in capsys.readouterr().err
     save_methods(tmp_path / "data")

@@ -26,12 +26,13 @@ from pipeline.evaluation.published_scores import (
     eval_result_files,
     update_card,
 )
+from pipeline.prompts.prompter import PromptTokens
 from pipeline.run.errors import PipelineError
 from pipeline.run.hashes import sha256_file
 from pipeline.run.manifests import check_manifest, sealed_manifest
 from pipeline.scoring.scores import LOSS_BYTE
 from pipeline.tasks import codexglue
-from pipeline.tasks.task import Task, fold_white_space
+from pipeline.tasks.task import DataSource, Task, fold_white_space
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,8 +131,8 @@ def test_a_card_that_cannot_be_read_is_not_touched(front: str, tmp_path: Path) -
 
 def task(name: str, dataset: str, context_tokens: int) -> Task:
     """Return a set of no examples."""
-    return Task(name, [], 100, fold_white_space, None, dataset=dataset, context_tokens=context_tokens,
-                language=name.split()[0], methods=name.endswith("methods"))
+    return Task(name, [], 100, fold_white_space, source=DataSource(dataset, name.split()[0]),
+                tokens=PromptTokens(context_tokens), methods=name.endswith("methods"))
 
 
 @pytest.mark.parametrize(("dataset", "file"), [("tester/kotlin", ".eval_results/tester--kotlin.yaml"),

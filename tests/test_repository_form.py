@@ -16,15 +16,15 @@ from pipeline.prompts.repository_form import (
     MANIFEST_ENTRY,
     Prefixes,
     RepositoryPrompt,
-    SourcePiece,
+    Snippet,
     form_of_manifest,
     name_of_repository,
     prompt_form,
 )
 from pipeline.run.errors import PipelineError
 
-PIECES = [SourcePiece("core/Gate.kt", "class Gate {\n    fun open() = 1\n}"),
-          SourcePiece("core/Tide.kt", "val tide = 2")]
+PIECES = [Snippet("core/Gate.kt", "class Gate {\n    fun open() = 1\n}"),
+          Snippet("core/Tide.kt", "val tide = 2")]
 QWEN, STARCODER = FAMILIES["Qwen2.5-Coder"], FAMILIES["StarCoder2"]
 
 
@@ -78,7 +78,7 @@ def test_a_manifest_that_says_nothing_or_nonsense() -> None:
     tokenizer = tiny_models.make_tokenizer()
     assert form_of_manifest(None, tokenizer, "m") is None
     assert form_of_manifest({"adapter_manifest": None}, tokenizer, "m") is None
-    with pytest.raises(PipelineError, match=r"taught with the tokens <\|file_sep\|> <\|repo_name\|>"):
+    with pytest.raises(PipelineError, match=r"trained with the tokens <\|file_sep\|> <\|repo_name\|>"):
         form_of_manifest({MANIFEST_ENTRY: QWEN._asdict()}, tokenizer, "m")
     with pytest.raises(PipelineError, match="is not one that train"):
         form_of_manifest({MANIFEST_ENTRY: ["tokens"]}, tokenizer, "m")
@@ -87,7 +87,7 @@ def test_a_manifest_that_says_nothing_or_nonsense() -> None:
 def test_text_that_looks_like_a_token_stays_text() -> None:
     """A file that writes about such models ends its piece, or begins another repository."""
     tokenizer = tokenizer_with("<repo_name>", "<file_sep>")
-    evil = [SourcePiece("a<file_sep>.kt", "val a = \"<file_sep><repo_name>\"")]
+    evil = [Snippet("a<file_sep>.kt", "val a = \"<file_sep><repo_name>\"")]
     prefix = Prefixes(tokenizer, STARCODER).before("<repo_name>", "b<file_sep>.kt", evil, 300)
     assert prefix.ids.count(tokenizer.convert_tokens_to_ids("<file_sep>")) == 2
     assert prefix.ids.count(tokenizer.convert_tokens_to_ids("<repo_name>")) == 1
@@ -98,7 +98,7 @@ def test_text_that_looks_like_a_token_stays_text() -> None:
 def test_there_is_room(lines: list[int], tokens: int, form: RepositoryPrompt) -> None:
     """A prompt is longer than was asked for, or a piece is shown that the best has no room for."""
     tokenizer = tokenizer_with("<repo_name>", "<file_sep>")
-    pieces = [SourcePiece(f"p{i}.kt", "".join(f"    val line{j} = {i}\n" for j in range(number)))
+    pieces = [Snippet(f"p{i}.kt", "".join(f"    val line{j} = {i}\n" for j in range(number)))
               for i, number in enumerate(lines)]
     prefix = Prefixes(tokenizer, form).before("code", "Main.kt", pieces, tokens)
     assert len(prefix.ids) <= tokens
@@ -134,7 +134,7 @@ def test_no_room_no_pieces_and_no_path() -> None:
     prefixes = Prefixes(tokenizer, COMMENTED)
     assert prefixes.before("code", "Main.kt", PIECES, 2) == ([], [])
     assert text_of(tokenizer, prefixes.before("code", "Main.kt", [], 100).ids) == "// Main.kt\n"
-    assert text_of(tokenizer, prefixes.before("", None, [SourcePiece("", "val a = 1")], 100).ids) \
+    assert text_of(tokenizer, prefixes.before("", None, [Snippet("", "val a = 1")], 100).ids) \
         == "\nval a = 1\n\n"
 
 

@@ -1,4 +1,4 @@
-"""pipeline/evaluation/sets.py: the sets that are asked, on the same examples."""
+"""pipeline/evaluation/sets.py: the sets, on the same examples."""
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,8 +46,8 @@ def test_without_whole_files_the_one_chunk_set_is_left(options: tuple, left_out:
     """A data set without files ends the benchmark, or leaves Kotlin out of it."""
     tasks = tasks_of(folders, *options)
     assert [task.name for task in tasks] == ["Python stand-in", "Kotlin"]
-    notes = [line for line in capsys.readouterr().err.splitlines() if "not behind" in line]
-    assert [line.rsplit("not behind ")[1] for line in notes] == [f"{n} tokens" for n in left_out]
+    notes = [line for line in capsys.readouterr().err.splitlines() if " tokens of context" in line]
+    assert [line.rsplit(", not ")[1] for line in notes] == [f"{n} tokens of context" for n in left_out]
 
 
 @pytest.mark.parametrize(("rank", "options", "told"), [(0, (), True), (1, (), False),
@@ -73,4 +73,4 @@ def test_only_codexglues_own_file_is_called_so(monkeypatch: pytest.MonkeyPatch, 
     assert codexglue.codexglue_task(file, 0, 0).name == "Python stand-in"
     monkeypatch.setattr(codexglue, "CODEXGLUE_EXAMPLES", len(file.read_text().splitlines()))
     task = codexglue.codexglue_task(file, 0, 0)
-    assert (task.name, task.dataset) == ("CodeXGLUE (Python)", codexglue.CODEXGLUE_DATASET)
+    assert (task.name, task.source.dataset) == ("CodeXGLUE (Python)", codexglue.CODEXGLUE_DATASET)

@@ -7,14 +7,14 @@ import datasets
 import infilling_runs
 import pytest
 import tiny_models
-from evaluation_runs import arguments, make_other_tokenizer, prediction_files, run_stage
+from evaluation_runs import arguments, contexts, make_other_tokenizer, prediction_files, prompter, run_stage
 from repository_runs import save_repository
 from repository_runs import source as source_text
 
 import benchmarking
 from pipeline.data.datasets import load_files
 from pipeline.evaluation.baselines import lines_behind
-from pipeline.fim.fim_set import choose_formats, infilling_task, task_of
+from pipeline.fim.fim_set import choose_formats, infilling_task
 from pipeline.model.model_source import ModelSource
 from pipeline.model.tokenizers import encode_prompts
 from pipeline.prompts.fim_formats import find_format
@@ -22,10 +22,10 @@ from pipeline.prompts.repository_form import COMMENTED, MANIFEST_ENTRY
 from pipeline.retrieval.snippet_cache import RepositoryFiles
 from pipeline.retrieval.snippet_set import WITHOUT, choose_form, repository_task, without_answers
 from pipeline.tasks.completion_set import kotlin_task
-from pipeline.tasks.task import Task, prompt_ids, prompts_of
+from pipeline.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
-SET = "Kotlin, 60 tokens of context, 400 of the repository"
+SET = "Kotlin, 60 tokens of context, 400 tokens of repository context"
 
 
 @pytest.fixture(scope="module")
@@ -47,34 +47,35 @@ def test_pieces_and_path_stand_before_the_same_context(port: Path, tmp_path: Pat
     tokenizer = tiny_models.make_tokenizer()
     plain, asked = tasks_of(port, tmp_path)
     train = set(datasets.load_from_disk(str(port / "files"))["train"]["path"])
-    contexts = encode_prompts(tokenizer, prompts_of(plain, tokenizer))
-    assert prompt_ids(plain, tokenizer) == contexts
-    for context, ids, example in zip(contexts, prompt_ids(asked, tokenizer), asked.examples, strict=True):
+    ids_of_contexts = encode_prompts(tokenizer, contexts(plain, tokenizer))
+    assert prompter(plain, tokenizer).prompts(plain.places()) == ids_of_contexts
+    for context, ids, example in zip(ids_of_contexts, prompter(asked, tokenizer).prompts(asked.places()),
+                                     asked.examples, strict=True):
         assert ids[-len(context):] == context
         before = tokenizer.decode(ids[:-len(context)])
         assert 0 < len(ids) - len(context) <= 400
-        assert before.endswith(f"// {example.path}\n")
-        assert example.path.startswith("src/test/")
+        assert before.endswith(f"// {example.place.path}\n")
+        assert example.place.path.startswith("src/test/")
         assert example.prompt == before + tokenizer.decode(context)
-        assert example.pieces
-        assert {piece.path for piece in example.pieces} <= train
-        assert example.pieces[0].text.strip() in example.best
+        assert example.place.snippets
+        assert {piece.path for piece in example.place.snippets} <= train
+        assert example.place.snippets[0].text.strip() in example.best_snippet
         name = example.reference.split("val ")[1][:4]
-        assert name in example.pieces[0].text  # it is about the same thing
+        assert name in example.place.snippets[0].text  # it is about the same thing
     assert [e.id for e in plain.examples] == [e.id for e in asked.examples]
     assert plain.name == asked.twin
-    assert "pieces" not in plain.settings
-    assert asked.settings["pieces"] == "400 tokens of the repository, paths as comments"
+    assert "repository" not in plain.settings
+    assert asked.settings["repository"] == "400 tokens of repository context, paths as comments"
 
 
 def test_each_model_reads_pieces_with_its_own_tokenizer(port: Path, tmp_path: Path) -> None:
     """A model with another tokenizer gets numbers that mean something else to it, or too many."""
     other = make_other_tokenizer()
     plain, asked = tasks_of(port, tmp_path)
-    for ids, context, example in zip(prompt_ids(asked, other), prompts_of(plain, other), asked.examples,
-                                     strict=True):
+    for ids, context, example in zip(prompter(asked, other).prompts(asked.places()), contexts(plain, other),
+                                     asked.examples, strict=True):
         text = other.decode(ids)
-        assert text.endswith(f"// {example.path}\n{context}")
+        assert text.endswith(f"// {example.place.path}\n{context}")
         assert len(ids) <= 400 + len(other(context)["input_ids"])
 
 
@@ -83,16 +84,16 @@ def test_answers_in_the_pieces_are_found(port: Path, tmp_path: Path) -> None:
     _, asked = tasks_of(port, tmp_path)
     test = datasets.load_from_disk(str(port / "files"))["test"]
     copied = {test[0]["path"]}
-    inside = [example for example in asked.examples if example.in_pieces]
+    inside = [example for example in asked.examples if example.in_snippets]
     assert inside
-    assert {example.path for example in inside} == copied
+    assert {example.place.path for example in inside} == copied
     for example in inside:
         assert " ".join(example.completion.split()) in " ".join(example.prompt.split())
     [(name, left)] = asked.parts.items()
     assert name == f"{SET}, {WITHOUT}"
     rest = [asked.examples[i] for i in left]
     assert len(rest) == len(asked.examples) - len(inside)
-    assert not any(example.in_pieces for example in rest)
+    assert not any(example.in_snippets for example in rest)
     assert without_answers("Kotlin", rest) == without_answers("Kotlin", inside) == {}
 
 
@@ -104,25 +105,27 @@ def test_pieces_stand_before_the_marks(port: Path, tmp_path: Path, marks: tuple[
     models = [ModelSource("base", "1"), ModelSource("tuned", "2")]
     given = list(marks) if marks is infilling_runs.UNUSED else None
     manifest = {"infilling": find_format(tokenizer, "", None, given).described()}
-    assert choose_formats(models, [tokenizer, tokenizer], manifest)
+    formats = choose_formats(models, [tokenizer, tokenizer], manifest)
     plain = kotlin_task(str(port), 0, 0, 12, 60, tokenizer)
     with_pieces = repository_task(plain, str(port), 400, COMMENTED, tokenizer, tmp_path)
-    middle, both = (infilling_task(task, 20, models) for task in (plain, with_pieces))
+    middle, both = (infilling_task(task, 20, formats) for task in (plain, with_pieces))
     assert (middle.name, both.name, both.twin, middle.twin) == (
-        "Kotlin, infilling", "Kotlin, infilling, 400 of the repository", "Kotlin, infilling", "")
+        "Kotlin, infilling", "Kotlin, infilling, 400 tokens of repository context", "Kotlin, infilling", "")
     assert [*both.parts] == [f"{both.name}, {WITHOUT}"]
     assert all(example.ends for example in both.examples)
-    for model in models:
-        rows = [prompt_ids(task_of(task, model), tokenizer) for task in (middle, both, with_pieces)]
+    assert [form is None for form in formats] == [marks is infilling_runs.UNUSED, False]
+    for form in formats:
+        rows = [prompter(task, tokenizer, form).prompts(task.places())
+                for task in (middle, both, with_pieces)]
         for alone, ids, example, behind in zip(rows[0], rows[1], both.examples, rows[2], strict=True):
             assert ids[-len(alone):] == alone
             pieces = tokenizer.decode(ids[:-len(alone)])
-            assert pieces.endswith(f"// {example.path}\n")
+            assert pieces.endswith(f"// {example.place.path}\n")
             assert tokenizer.decode(behind).startswith(pieces)
             assert not {*marks} & {*tokenizer.convert_ids_to_tokens(ids[:-len(alone)])}
             # the base was not taught marks that were given by hand
             marked = ids[-len(alone)] == tokenizer.convert_tokens_to_ids(marks[0])
-            assert marked is (model is models[1] or marks is infilling_runs.MARKS)
+            assert marked is (form is not None)
 
 
 def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
@@ -133,7 +136,7 @@ def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
     options = ("--repository_tokens", 400, "--context_tokens", 60, "--sample", 12, "--baselines")
     metrics = run_stage(own, tmp_path / "results", *options)
     printed = capsys.readouterr()
-    assert "was not taught with pieces of a repository before a file" in printed.err
+    assert "was not trained with repository context" in printed.err
     assert list(metrics["sets"])[1:3] == ["Kotlin, 60 tokens of context", SET]
     entry = metrics["sets"][SET]
     plain = metrics["sets"]["Kotlin, 60 tokens of context"]
@@ -148,7 +151,7 @@ def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
     report = (tmp_path / "results" / "report.md").read_text()
     table = (tmp_path / "results" / "table.md").read_text()
     for text in (printed.out, table, report):
-        assert f"{entry['in_pieces']} of 12 examples the completion stands verbatim" in text
+        assert f"{entry['in_snippets']} of 12 examples the completion stands verbatim" in text
         assert "without pieces" in text
     assert "// src/train/File" in report
     names = [file.name for file in prediction_files(tmp_path / "results")]
@@ -169,7 +172,7 @@ def test_the_form_is_the_one_that_was_taught(capsys: pytest.CaptureFixture) -> N
                        [plain, plain]) == COMMENTED
     assert capsys.readouterr().err == ""
     assert choose_form(None, "m", [plain, plain]) == COMMENTED
-    assert "m was not taught" in capsys.readouterr().err
+    assert "m was not trained" in capsys.readouterr().err
 
 
 def test_without_whole_files_there_are_no_pieces(folders: SimpleNamespace, tmp_path: Path,
@@ -178,7 +181,7 @@ def test_without_whole_files_there_are_no_pieces(folders: SimpleNamespace, tmp_p
     plain = kotlin_task(str(folders.data), 0, 0, 12)
     assert repository_task(plain, str(folders.data), 100, COMMENTED, tiny_models.make_tokenizer(),
                            tmp_path) is None
-    assert "holds no whole files; not asked with pieces of the repository" in capsys.readouterr().err
+    assert "holds no whole files; not evaluated with repository context" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("piece", "prompt", "number", "expected"), [

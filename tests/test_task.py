@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import tiny_models
-from evaluation_runs import make_other_tokenizer, with_files
+from evaluation_runs import contexts, make_other_tokenizer, with_files
 from hub_server import Hub
 
 from pipeline.evaluation.comparison import train_split
@@ -21,10 +21,9 @@ from pipeline.model.model_source import ModelSource
 from pipeline.prompts.contexts import CHARACTERS_A_TOKEN
 from pipeline.prompts.repository_form import COMMENTED
 from pipeline.retrieval.snippet_set import repository_task
-from pipeline.tasks import task
+from pipeline.tasks import completion_set
 from pipeline.tasks.codexglue import codexglue_task
 from pipeline.tasks.completion_set import kotlin_task
-from pipeline.tasks.task import prompts_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,19 +49,19 @@ def test_sample_and_budget_follow_the_flags(folders: SimpleNamespace) -> None:
 def test_sets_are_called_by_their_language(extension: str, language: str, tmp_path: Path) -> None:
     """The table, the chart and the card of a team's own code base speak of Kotlin, of which it holds none."""
     data = str(tiny_models.save_dataset(tmp_path / "data", files=True, methods=True, extension=extension))
-    tokenizer, models = tiny_models.make_tokenizer(), [ModelSource("base", "1"), ModelSource("tuned", "2")]
-    asked = [kotlin_task(data, 4, 0, 9, context, tokenizer) for context in (0, 40)]
-    asked.append(repository_task(asked[1], data, 60, COMMENTED, tokenizer, tmp_path))
-    asked += [infilling_task(asked[2], 20, models), methods_task(data, 4, 0)]
-    context, pieces = "40 tokens of context", "60 of the repository"
-    assert [task.name for task in asked] == [
-        language, f"{language}, {context}", f"{language}, {context}, {pieces}",
-        f"{language}, infilling, {pieces}", f"{language} methods"]
-    assert asked[3].twin == f"{language}, infilling"
-    assert len({prediction_file(tmp_path, models[0], task, {}).name for task in asked}) == 5
+    tokenizer, model = tiny_models.make_tokenizer(), ModelSource("base", "1")
+    tasks = [kotlin_task(data, 4, 0, 9, context, tokenizer) for context in (0, 40)]
+    tasks.append(repository_task(tasks[1], data, 60, COMMENTED, tokenizer, tmp_path))
+    tasks += [infilling_task(tasks[2], 20, (None, None)), methods_task(data, 4, 0)]
+    context, repository = "40 tokens of context", "60 tokens of repository context"
+    assert [task.name for task in tasks] == [
+        language, f"{language}, {context}", f"{language}, {context}, {repository}",
+        f"{language}, infilling, {repository}", f"{language} methods"]
+    assert tasks[3].twin == f"{language}, infilling"
+    assert len({prediction_file(tmp_path, model, task, {}).name for task in tasks}) == 5
     columns = ["prompt"] * 4 + ["docstring"]  # of pairs and of methods
     assert all(name in train_split(task, data).column_names
-               for task, name in zip(asked, columns, strict=True))
+               for task, name in zip(tasks, columns, strict=True))
 
 
 def save_cut_anywhere(folder: Path, files: int = 5) -> dict[int, str]:
@@ -90,11 +89,11 @@ def test_a_context_is_the_end_of_the_file_before_the_cut(tokens: int, tmp_path: 
     plain = kotlin_task(str(tmp_path / "data"), 0, 0, 9)
     task = kotlin_task(str(tmp_path / "data"), 0, 0, 9, tokens, tokenizer)
     assert (plain.name, task.name) == ("Kotlin", f"Kotlin, {tokens} tokens of context")
-    assert (plain.context_tokens, task.context_tokens) == (0, tokens)
+    assert (plain.tokens.context, task.tokens.context) == (0, tokens)
     rows = list(datasets.load_from_disk(str(tmp_path / "data"))["test"])
     assert len(task.examples) == len(rows) == 20
-    assert prompts_of(plain, tokenizer) == [row["prompt"] for row in rows]
-    assert prompts_of(task, tokenizer) == [example.prompt for example in task.examples]
+    assert contexts(plain, tokenizer) == [row["prompt"] for row in rows]
+    assert contexts(task, tokenizer) == [example.prompt for example in task.examples]
     for one, example, row in zip(plain.examples, task.examples, rows, strict=True):
         assert (one.id, one.reference, one.first_line, one.group, one.completion, one.ends) == (
             example.id, example.reference, example.first_line, example.group, example.completion,
@@ -123,9 +122,9 @@ def test_the_end_of_a_long_file_is_enough(tmp_path: Path, monkeypatch: pytest.Mo
     save_cut_anywhere(tmp_path / "data")
     whole = [e.prompt for e in kotlin_task(str(tmp_path / "data"), 0, 0, 9, 40,
                                            tiny_models.make_tokenizer()).examples]
-    monkeypatch.setattr(task, "CHARACTERS_KEPT", 2 * CHARACTERS_A_TOKEN)
+    monkeypatch.setattr(completion_set, "CHARACTERS_PER_TOKEN", 2 * CHARACTERS_A_TOKEN)
     kept = kotlin_task(str(tmp_path / "data"), 0, 0, 9, 40, tiny_models.make_tokenizer())
-    assert max(len(example.before) for example in kept.examples) == 2 * CHARACTERS_A_TOKEN * 40
+    assert max(len(example.place.before) for example in kept.examples) == 2 * CHARACTERS_A_TOKEN * 40
     assert [example.prompt for example in kept.examples] == whole
 
 
@@ -133,14 +132,14 @@ def test_each_tokenizer_counts_its_own_context(tmp_path: Path) -> None:
     """A model whose tokenizer makes more tokens of a text gets a longer prompt than it was to have."""
     save_cut_anywhere(tmp_path / "data")
     task = kotlin_task(str(tmp_path / "data"), 0, 0, 9, 40, tiny_models.make_tokenizer())
-    found, other = prompts_of(task, make_other_tokenizer()), make_other_tokenizer()
+    found, other = contexts(task, make_other_tokenizer()), make_other_tokenizer()
     assert max(len(other(prompt)["input_ids"]) for prompt in found) <= 40
     assert all(example.prompt.endswith(prompt) for example, prompt in zip(task.examples, found, strict=True))
     assert sum(len(prompt) for prompt in found) < 0.9 * sum(len(e.prompt) for e in task.examples)
 
 
 def test_other_files_are_another_set(folders: SimpleNamespace, tmp_path: Path) -> None:
-    """Predictions of an earlier run are taken for those behind another context, where the pairs are the same
+    """Predictions of an earlier run are reused for other contexts, where the pairs are the same
     and the files around them are not."""
     own, tokenizer = with_files(folders, tmp_path / "data"), tiny_models.make_tokenizer()
     before = kotlin_task(str(own.data), 0, 0, 9, 40, tokenizer).settings
@@ -193,9 +192,9 @@ def test_budget_of_a_hub_data_set(manifest: dict[str, Any] | None, budget: int, 
                           b"    path: data/test.parquet\n---\n"}
     if manifest:
         files["manifest.json"] = json.dumps(manifest).encode()
-    code = ("import sys\nfrom pipeline.tasks.task import kotlin_task\n"
+    code = ("import sys\nfrom pipeline.tasks.completion_set import kotlin_task\n"
             "task = kotlin_task(sys.argv[1], 0, 0, 0)\n"
-            "print(task.max_new_tokens, task.dataset, task.settings['data_hash'])")
+            "print(task.max_new_tokens, task.source.dataset, task.settings['data_hash'])")
     with Hub() as hub:
         hub.add(name, files, kind="dataset")
         done = subprocess.run([sys.executable, "-c", code, name], cwd=ROOT, capture_output=True, text=True,

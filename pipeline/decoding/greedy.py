@@ -36,11 +36,12 @@ class Continuation:
     settled: int = 0  # tokens from here on may end in the middle of a character
     # tokens from here to `settled` are decoded again, for tokenizers that drop a space at the beginning
     context: int = 0
-    taken: int = 0  # characters that `rule` has taken
+    taken: int = 0  # characters that `block` has taken
 
     def __post_init__(self) -> None:
-        self.rule = self.task.stop_rule() if self.task.stop_rule else None
-        self.closing = tokens_with(self.tokenizer, self.rule.LAST) if self.rule else frozenset()
+        stop = self.task.stop
+        self.block = stop.block() if stop and stop.block else None
+        self.closing = tokens_with(self.tokenizer, self.block.LAST) if self.block else frozenset()
 
     def add(self, token: int) -> bool:
         """Take the next token; return whether this is over: an end token, the stop rule or the budget."""
@@ -53,14 +54,13 @@ class Continuation:
 
     def _stops(self, token: int) -> bool:
         """Return whether the task's rule finds the end in the text up to `token`, the last."""
-        end_of_prediction = self.task.end_of_prediction
-        if self.rule is None:
-            return bool(end_of_prediction) and end_of_prediction(self._text_so_far()) is not None
+        if self.block is None:
+            return bool(self.task.stop) and self.task.stop.end(self._text_so_far()) is not None
         if token not in self.closing:  # nothing is decoded until it can matter
             return False
         whole = self._text_so_far().rstrip("\ufffd")  # what may become another character waits
         piece, self.taken = whole[self.taken:], max(self.taken, len(whole))
-        return self.rule.feed(piece) is not None
+        return self.block.feed(piece) is not None
 
     def _text_so_far(self) -> str:
         """Return the text of all tokens; only the last few are decoded."""
@@ -73,7 +73,7 @@ class Continuation:
     def result(self) -> dict[str, Any]:
         """Return {"text", "tokens", "ended"}, the text cut where the stop rule ends it."""
         text = decode_behind(self.tokenizer, self.prompt, self.tokens)
-        end = self.task.end_of_prediction(text) if self.task.end_of_prediction else None
+        end = self.task.stop.end(text) if self.task.stop else None
         return {"text": text[:end], "tokens": len(self.tokens), "ended": self.ended}
 
 
@@ -131,7 +131,7 @@ def fit_context(prompts: list[list[int]], model: Any, task: Task) -> list[list[i
     context = max_positions(model.config) or sys.maxsize
     if context <= task.max_new_tokens:
         # that flag is for the data set alone
-        smaller = "give a smaller --max_new_tokens or " if task.language else ""
+        smaller = "give a smaller --max_new_tokens or " if task.source.language else ""
         raise PipelineError(f"{task.name}: a budget of {task.max_new_tokens} new tokens leaves no room for "
                             f"a prompt in the model's context of {context}; {smaller}use a model with a "
                             "longer context")
@@ -180,8 +180,11 @@ def generate_by_library(model: Any, prompts: list[list[int]], written: list[Cont
                            stopping_criteria=[EndedRows([written[i] for i in part])])
 
 
-def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: Task) -> list[dict[str, Any]]:
+def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: Task,
+                   stops: frozenset[int] = frozenset()) -> list[dict[str, Any]]:
     """Decode greedily; return for each prompt {"text", "tokens", "ended"}, the new text only.
+
+    `stops`: tokens that end a text, beside the model's own.
 
     Prompts are padded on the left, so that every row goes on at the same column.  A row that has ended leaves
     the batch, and its part of the cache with it; so do the columns that are padding in all rows that are
@@ -189,7 +192,7 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
     """
     prompts, device = fit_context(prompts, model, task), model.device
     check_tokens_known(model, tokenizer, max((max(prompt, default=0) for prompt in prompts), default=0))
-    ends = end_tokens(model, tokenizer) | task.stops
+    ends = end_tokens(model, tokenizer) | stops
     written = [Continuation(tokenizer, task, ends, prompt) for prompt in prompts]
     if not rows_can_leave(model):
         generate_by_library(model, prompts, written, task, tokenizer.eos_token_id)

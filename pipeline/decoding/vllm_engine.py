@@ -58,8 +58,8 @@ def load_vllm(source: ModelSource, precision: str) -> Any:
     return SimpleNamespace(config=config, generation_config=generation, generate=model.generate)
 
 
-def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]],
-                       task: Task) -> list[dict[str, Any]]:
+def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]], task: Task,
+                       stops: frozenset[int] = frozenset()) -> list[dict[str, Any]]:
     """Do as `generate_batch` with a model of `load_vllm`.
 
     vLLM cannot ask the stop rule: it writes up to the budget or an end token, and what the rule would have
@@ -67,7 +67,7 @@ def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]],
     """
     from vllm import SamplingParams, TokensPrompt  # as above
 
-    ends = end_tokens(model, tokenizer) | task.stops
+    ends = end_tokens(model, tokenizer) | stops
     sampling = SamplingParams(temperature=0.0, max_tokens=task.max_new_tokens, stop_token_ids=sorted(ends),
                               detokenize=False)
     prompts = fit_context(prompts, model, task)

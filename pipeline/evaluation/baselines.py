@@ -31,9 +31,9 @@ def trivial_predictions(task: Task, train: Any, seed: int) -> dict[str, list[str
     found = {"nothing": [""] * len(prompts),
              "the line before": ["\n".join(lines(prompt)[-1:]) for prompt in prompts],
              last_lines: ["\n".join(lines(prompt)[-median:]) for prompt in prompts]}
-    if any(example.best for example in task.examples):
+    if any(example.best_snippet for example in task.examples):
         found["lines behind the best piece's most similar line"] = [
-            lines_behind(example.best, prompt, median)
+            lines_behind(example.best_snippet, prompt, median)
             for example, prompt in zip(task.examples, prompts, strict=True)]
     if train is not None and len(train):
         chunks = [example.chunk or example.prompt for example in task.examples]

@@ -25,6 +25,7 @@ from pipeline.scoring.scores import (
     SIGNIFICANT,
     Scores,
 )
+from pipeline.tasks.answers import Answers, ModelOnSet
 from pipeline.tasks.codexglue import PYTHON_SETS
 from pipeline.tasks.task import Task
 
@@ -97,10 +98,10 @@ def make_notes(metrics: dict[str, Any]) -> list[str]:
     notes += [f"{name}: {entry['reference_ended']:.1f} % of the references end there (their file, the "
               f"method, or the middle), which \"{ENDED}\" of the predictions is to be compared with"
               for name, entry in metrics["sets"].items() if "reference_ended" in entry]
-    notes += [f"{name}: of {entry['in_pieces']} of {entry['examples']} examples the completion stands "
+    notes += [f"{name}: of {entry['in_snippets']} of {entry['examples']} examples the completion stands "
               "verbatim, white space aside, in the pieces before it; "
-              + ("the set without them is shown too" if entry["in_pieces"] else "all are shown")
-              for name, entry in metrics["sets"].items() if "in_pieces" in entry]
+              + ("the set without them is shown too" if entry["in_snippets"] else "all are shown")
+              for name, entry in metrics["sets"].items() if "in_snippets" in entry]
     notes += [f"{name}: {entry['reference_parses']:.1f} % of the references leave a file that \"{PARSES}\""
               for name, entry in metrics["sets"].items() if "reference_parses" in entry]
     unparsed = [name for name, entry in metrics["sets"].items() if PARSES not in entry["scores"]]
@@ -171,7 +172,7 @@ def token_scores(entry: dict[str, Any]) -> list[str]:
             f"base {length['base']:.1f}, fine-tuned {length['fine_tuned']:.1f}\n"]
 
 
-def write_report(metrics: dict[str, Any], tasks: list[Task], predictions: dict[tuple[int, str], list[str]],
+def write_report(metrics: dict[str, Any], tasks: list[Task], answers: dict[ModelOnSet, Answers],
                  changes: dict[str, np.ndarray], folder: Path, seed: int) -> None:
     """Write report.md and change.png: every score, how the examples changed, and ten of each set."""
     parts = [f"# {metrics['fine_tuned']} against {metrics['base_model']}\n",
@@ -195,8 +196,8 @@ def write_report(metrics: dict[str, Any], tasks: list[Task], predictions: dict[t
                 example = task.examples[i]
                 parts += [f"### {task.name} {example.id}, {kind} ({changes[task.name][i]:+.1f})\n"]
                 for title, text in (("prompt", example.prompt), ("reference", example.completion),
-                                    ("base", predictions[0, task.name][i]),
-                                    ("fine-tuned", predictions[1, task.name][i])):
+                                    ("base", answers[ModelOnSet("base", task.name)].texts[i]),
+                                    ("fine-tuned", answers[ModelOnSet("fine_tuned", task.name)].texts[i])):
                     parts += [f"{title}:\n", fenced(text)]
     with atomic_file(folder / "change.png", binary=True) as file:
         draw_changes(changes, file)

@@ -1,7 +1,7 @@
 """The models that are compared: what they are, and how they are loaded."""
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM
@@ -12,10 +12,24 @@ from pipeline.model.mergeable import read_adapter_json
 from pipeline.model.model_source import ModelSource
 from pipeline.model.tokenizers import check_local_model, load_tokenizer, model_errors
 from pipeline.model.weight_files import weight_files
+from pipeline.prompts.prompter import Prompter, PromptForms
 from pipeline.run.errors import PipelineError, looks_like_path
 from pipeline.run.hashes import combined_hash, sha256_file
 from pipeline.run.manifests import MODEL_FILES, check_manifest
 from pipeline.run.outputs import MANIFEST
+from pipeline.tasks.task import Task
+
+
+class Candidate(NamedTuple):
+    """One of the two models as it is evaluated."""
+    role: str  # of ROLES
+    source: ModelSource
+    tokenizer: Any
+    forms: PromptForms
+
+    def prompter(self, task: Task) -> Prompter:
+        """Return what composes the model's prompts on a set."""
+        return Prompter(self.tokenizer, task.tokens, self.forms)
 
 
 def identify_model(name: str, revision: str | None) -> ModelSource:

@@ -1,4 +1,4 @@
-"""The loss of each reference behind its prompt."""
+"""The loss of each reference given its prompt."""
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from pipeline.decoding.kv_cache import rows_can_leave
+from pipeline.evaluation.predictions import DECODING_KEYS
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.rows import complete_rows, prediction_file
 from pipeline.model.device import max_positions
 from pipeline.model.model_source import ModelSource
 from pipeline.model.padding import left_padded
-from pipeline.model.tokenizers import encode_pairs
-from pipeline.prompts.fim_formats import encode_within
-from pipeline.tasks.task import Task, prompt_ids, prompts_of
+from pipeline.prompts.prompter import Prompter
+from pipeline.tasks.task import Task
 
 LOSS_BATCH_TOKENS = 4096  # a batch of the loss, padding included
 
@@ -42,28 +42,18 @@ def batch_losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[tu
     return list(zip(nats.tolist(), ends, strict=True))  # a GPU is waited for once
 
 
-def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: Any, task: Task,
+def reference_losses(source: ModelSource, model: Callable[[], Any], prompter: Prompter, task: Task,
                      header: dict[str, Any], folder: Path,
                      processes: Processes = ALONE) -> list[tuple[float, int]]:
     """Return (nats, tokens) of each example's reference, from the file of an earlier run where it has them.
 
-    `header` is that of the predictions, of which the loss depends on a part.  Prompt and completion are
-    tokenized together, as train.py does it.
+    `header` is that of the predictions; the losses depend on all of it but DECODING_KEYS.
     """
-    keys = ("model", "base_model", "tokenizer", "set", "examples", *task.settings, "precision", "device",
-            "torch", "transformers")
     header = {"loss": "reference", "tokens": "of the running text", "batch_tokens": LOSS_BATCH_TOKENS,
-              **{key: header[key] for key in keys}}
+              **{key: value for key, value in header.items() if key not in DECODING_KEYS}}
     file = prediction_file(folder, source, task, header).with_suffix(".losses.jsonl")
-    texts = [example.completion for example in task.examples]
-    if task.encode:
-        prompts, completions = prompt_ids(task, tokenizer), encode_within(tokenizer, texts)
-    else:
-        prompts, completions = encode_pairs(tokenizer, prompts_of(task, tokenizer), texts)
-        if task.put_before:
-            prompts = task.put_before(tokenizer, prompts)
-    rows = [(prompt or [tokenizer.eos_token_id], completion)
-            for prompt, completion in zip(prompts, completions, strict=True)]
+    rows = list(zip(*prompter.pairs(task.places(), [example.completion for example in task.examples]),
+                    strict=True))
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(rows)), key=lambda i: (lengths[i], i)):
@@ -76,5 +66,5 @@ def reference_losses(source: ModelSource, model: Callable[[], Any], tokenizer: A
                 for nats, tokens in batch_losses(model(), [rows[i] for i in batch])]
 
     what = f"loss of {Path(source.name).name} on {task.name}"
-    found = complete_rows(file, header, batches, task, make, what, processes)
-    return [(row["nats"], row["tokens"]) for row in found]
+    losses = complete_rows(file, header, batches, task, make, what, processes)
+    return [(row["nats"], row["tokens"]) for row in losses]

@@ -57,17 +57,18 @@ def card_results(metrics: dict[str, Any], tasks: list[Task]) -> list[EvalResult]
             continue
         entry = metrics["sets"][task.name]
         language, *behind = task.name.split(", ")  # e.g. "512 tokens of context"
-        kind = f"_behind_{task.context_tokens}_tokens" if task.context_tokens else ""
-        kind += "_infilling" if task.suffix_tokens else ""
-        kind += f"_and_{task.repository_tokens}_of_the_repository" if task.repository_tokens else ""
+        context, suffix, repository = task.tokens
+        kind = f"_behind_{context}_tokens" if context else ""
+        kind += "_infilling" if suffix else ""
+        kind += f"_and_{repository}_of_the_repository" if repository else ""
         if task.methods:  # another kind of task on the same data set
             kind = "_".join(["_methods", *(part.replace(" ", "_").lower() for part in behind)]) + kind
-            language, behind = task.language, ["methods", *behind]
+            language, behind = task.source.language, ["methods", *behind]
         for score in (score for score in CARD_METRICS if score in entry["scores"]):
             cell = entry["scores"][score]
             results.append(EvalResult(
-                task_type="text-generation", task_name="code completion", dataset_type=task.dataset,
-                dataset_split="test", dataset_name=f"{language}: {task.dataset}",
+                task_type="text-generation", task_name="code completion", dataset_type=task.source.dataset,
+                dataset_split="test", dataset_name=f"{language}: {task.source.dataset}",
                 metric_type=CARD_METRICS[score] + kind, metric_name=", ".join([score, *behind]),
                 metric_value=cell["fine_tuned"],
                 metric_args={"interval_95": cell["fine_tuned_interval"], "base_model": cell["base"],

@@ -23,10 +23,11 @@ def prediction_file(folder: Path, source: ModelSource, task: Task, header: dict[
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:12]
     name = Path(source.name).name if looks_like_path(source.name) else source.name
     model = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-    set_name = task.file_name or (task.language or task.name.split()[0]).lower()
-    set_name += f"-{task.context_tokens}" if task.context_tokens else ""
-    set_name += "-infilling" if task.suffix_tokens else ""
-    set_name += f"-repository-{task.repository_tokens}" if task.repository_tokens else ""
+    context, suffix, repository = task.tokens
+    set_name = (task.source.language or task.name.split()[0]).lower() + "-methods" * task.methods
+    set_name += f"-{context}" if context else ""
+    set_name += "-infilling" if suffix else ""
+    set_name += f"-repository-{repository}" if repository else ""
     return folder / f"{model}.{set_name}.{digest}.jsonl"
 
 

@@ -1,4 +1,4 @@
-"""The sets that the models are asked: Python once, and Kotlin behind each length of context."""
+"""The sets that both models are evaluated on: Python once, and Kotlin with each length of context."""
 import argparse
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from pipeline.fim.fim_set import infilling_task
 from pipeline.methods.method_set import methods_task
 from pipeline.model.device import context_length
 from pipeline.model.model_source import ModelSource
+from pipeline.prompts.fim_formats import InfillingFormat
 from pipeline.prompts.repository_form import COMMENTED, RepositoryPrompt
 from pipeline.retrieval.snippet_set import repository_task
 from pipeline.tasks.codexglue import codexglue_task
@@ -20,33 +21,36 @@ MARKS = 8  # tokens of a prompt that mark its parts and begin it, at most
 
 
 def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, precision: str,
-               processes: Processes = ALONE, infilling: Sequence[ModelSource] = (),
+               processes: Processes = ALONE, fim: Sequence[InfillingFormat | None] | None = None,
                form: RepositoryPrompt = COMMENTED) -> list[Task]:
     """Return the tasks, the same in all processes; `tokenizer`, the base's, counts the context of the prompts
-    that are shown.  `infilling`: the models, where they are to be asked for the middle too; `form`: in which
-    pieces of the repository stand before the longest context."""
+    that reports show.
+
+    `fim`: the FIM formats of both models, None without infilling sets; `form`: of repository context before
+    the longest context.
+    """
     contexts = list(dict.fromkeys(args.context_tokens))
     budget = args.max_new_tokens or chunk_tokens(args.dataset)
     # a measured rate differs between processes, and so might what is drawn
-    lengths = contexts + [max(contexts) + args.suffix_tokens] * bool(infilling)
-    if args.repository_tokens:  # each of these a second time, with pieces
+    lengths = contexts + [max(contexts) + args.suffix_tokens] * (fim is not None)
+    if args.repository_tokens:  # each of these a second time, with repository context
         lengths += [length + args.repository_tokens for length in lengths[len(contexts) - 1:]]
     sample = processes.agree(lambda: choose_sample(args.sample, base, lengths, budget, precision))
     if args.sample is None and processes.rank == 0:
         print(f"{sample} examples of each set (--sample chooses)", file=sys.stderr)
     kotlin = [kotlin_task(args.dataset, sample, args.seed, budget, context, tokenizer, verify=not number)
               for number, context in enumerate(contexts)]  # what is verified once need not be again
-    if not any(kotlin):  # a context was asked for that the data set does not give
+    if not any(kotlin):  # the data set has no files for any of the contexts
         kotlin = [kotlin_task(args.dataset, sample, args.seed, budget)]
     kotlin = list(filter(None, kotlin))
-    longest = max(kotlin, key=lambda task: task.context_tokens)
-    asked = [longest]  # without and with pieces of the repository
+    longest = max(kotlin, key=lambda task: task.tokens.context)
+    of_longest = [longest]  # without and with repository context
     if args.repository_tokens:
-        asked.append(repository_task(longest, args.dataset, args.repository_tokens, form, tokenizer,
-                                     args.output_dir))
-    kotlin.extend(asked[1:])
-    if infilling:
-        kotlin.extend(infilling_task(task, args.suffix_tokens, infilling) for task in filter(None, asked))
+        of_longest.append(repository_task(longest, args.dataset, args.repository_tokens, form, tokenizer,
+                                          args.output_dir))
+    kotlin.extend(of_longest[1:])
+    if fim is not None:
+        kotlin.extend(infilling_task(task, args.suffix_tokens, fim) for task in filter(None, of_longest))
     methods = methods_task(args.dataset, sample, args.seed, args.max_new_tokens, max(contexts), tokenizer)
     return [codexglue_task(args.codexglue_file, sample, args.seed), *filter(None, [*kotlin, methods])]
 
@@ -61,11 +65,12 @@ def fit_budgets(tasks: list[Task], sources: list[ModelSource]) -> None:
             print(f"note: {task.name}: a budget of {task.max_new_tokens} new tokens leaves no room for a "
                   f"prompt in the context of {shortest}; it is {shortest // 2}", file=sys.stderr)
             task.max_new_tokens = shortest // 2
-        # where a prompt is too long it loses its beginning, which of these would be a mark
+        # a prompt that is too long loses its beginning, which in FIM form is a mark
         room = (shortest or sys.maxsize) - task.max_new_tokens - MARKS
-        if task.suffix_tokens and task.context_tokens + task.suffix_tokens > room:
-            task.suffix_tokens = max(1, min(task.suffix_tokens, room // 3))
-            task.context_tokens = min(task.context_tokens, max(1, room - task.suffix_tokens))
-            task.asked.clear()  # which was made with more
-            print(f"note: {task.name}: the context of {shortest} tokens has room for {task.context_tokens} "
-                  f"before the cut and {task.suffix_tokens} behind", file=sys.stderr)
+        context, suffix, _ = task.tokens
+        if suffix and context + suffix > room:
+            suffix = max(1, min(suffix, room // 3))
+            context = min(context, max(1, room - suffix))
+            task.tokens = task.tokens._replace(context=context, suffix=suffix)
+            print(f"note: {task.name}: the context of {shortest} tokens has room for {context} before the "
+                  f"cut and {suffix} after the completion", file=sys.stderr)

@@ -1,103 +1,73 @@
-"""The set "Kotlin, infilling": what stands between the text before a cut and that behind the completion."""
+"""The set "Kotlin, infilling": the FIM middle between the text before a cut and the text after the
+completion."""
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.model.model_source import ModelSource
-from pipeline.prompts.contexts import first_lines
-from pipeline.prompts.fim_formats import (
-    InfillingFormat,
-    encode_beginnings,
-    encode_within,
-    find_format,
-    format_of_manifest,
-)
-from pipeline.retrieval.snippet_set import name_with_pieces, without_answers
+from pipeline.prompts.fim_formats import InfillingFormat, find_format, format_of_manifest
+from pipeline.prompts.prompter import CHARACTERS_PER_TOKEN, PromptForms
+from pipeline.retrieval.snippet_set import name_with_repository, without_answers
 from pipeline.run.stage import note
-from pipeline.tasks.task import CHARACTERS_KEPT, Task
+from pipeline.tasks.task import Task
 
-NAME = "infilling"  # behind the language
+NAME = "infilling"  # after the language
 
 
-def choose_formats(sources: list[ModelSource], tokenizers: list[Any],
-                   manifest: dict[str, Any] | None) -> bool:
-    """Give each model the format in which it is asked for the middle; return whether the set can be asked.
+def choose_formats(sources: Sequence[ModelSource], tokenizers: Sequence[Any],
+                   manifest: dict[str, Any] | None) -> tuple[InfillingFormat | None, ...] | None:
+    """Return the FIM formats of the base and the fine-tuned model; None, with a note, if the set cannot be
+    evaluated.
 
-    The fine-tuned model's is the one of its `manifest`, else that of its family, and the base, which is of
-    the same family, is asked in the same.  Where the tokens were given by hand, the base does not know them:
-    it is asked with the text before the cut alone, and a note says so.
+    The fine-tuned model's is the one of its `manifest`, else that of its family; the base, which is of the
+    same family, gets the same one.  If the tokens were given by hand, the base was never trained with them:
+    its format is None, the text before the cut only, and a note says so.
     """
     base, tuned = sources
-    own = format_of_manifest(manifest, tokenizers[1], tuned.name)
-    tuned.infilling = own or find_format(tokenizers[1], tuned.name)
-    if tuned.infilling is None:
-        note(f"{NAME} is left out: {tuned.name} has no infilling tokens")
-        return False
-    if tuned.infilling.by_hand:
-        note(f"{NAME}: {base.name} was not taught {' '.join(tuned.infilling.tokens)}; it is asked with the "
-              "text before the cut alone")
-        return True
-    found = find_format(tokenizers[0], base.name)
-    if found is None:
-        note(f"{NAME} is left out: {base.name} has no infilling tokens")
-        return False
-    same = found.tokens == tuned.infilling.tokens
-    base.infilling = dataclasses.replace(found, layout=tuned.infilling.layout, order=tuned.infilling.order) \
-        if same else found
-    return True
+    own = format_of_manifest(manifest, tokenizers[1], tuned.name) or find_format(tokenizers[1], tuned.name)
+    if own is None:
+        note(f"{NAME} is left out: {tuned.name} has no FIM tokens")
+        return None
+    if own.by_hand:
+        note(f"{NAME}: {base.name} was not trained with {' '.join(own.tokens)}; it is prompted with the text "
+             "before the cut only")
+        return None, own
+    family = find_format(tokenizers[0], base.name)
+    if family is None:
+        note(f"{NAME} is left out: {base.name} has no FIM tokens")
+        return None
+    if family.tokens == own.tokens:
+        family = dataclasses.replace(family, layout=own.layout, order=own.order)
+    return family, own
 
 
-def format_name(form: InfillingFormat | None) -> str:
-    """Return in a few words how a model is asked."""
-    return f"{form.order} with {' '.join(form.tokens)}" if form else "the text before the cut alone"
+def infilling_task(task: Task, suffix_tokens: int,
+                   formats: Sequence[InfillingFormat | None]) -> Task | None:
+    """Return the Kotlin task `task` with at most so many tokens of the text after each completion, in whole
+    lines; None, with a note, if the data set has no files to take them from.
 
-
-def infilling_task(task: Task, suffix_tokens: int, sources: Sequence[ModelSource]) -> Task | None:
-    """Return the Kotlin task `task` with at most so many tokens of the text behind each completion, in whole
-    lines; None, with a note, where the data set has no files to take them from.
-
-    Every reference ends where that text begins.  `sources`: the models, whose formats its settings name.
-    What stands before the context of `task`, pieces of the repository, stands before the format's marks too,
-    as Qwen2.5-Coder was taught it; the twin of such a set is the one without them.
+    Every reference ends where that text begins.  `formats`: of the base and the fine-tuned model, which the
+    settings name.  The repository context of `task` precedes the FIM tokens, as Qwen2.5-Coder was trained;
+    the twin of such a set is the one without it.
     """
-    name = f"{task.language}, {NAME}"
-    if any(example.after is None for example in task.examples):
+    name = f"{task.source.language}, {NAME}"
+    if any(place.after is None for place in task.places()):
         note(f"{name} is left out: the data set holds no whole files")
         return None
-    kept = CHARACTERS_KEPT * suffix_tokens
-    examples = [dataclasses.replace(example, ends=True, after=example.after[:kept])
+    kept = CHARACTERS_PER_TOKEN * suffix_tokens
+    examples = [dataclasses.replace(example, ends=True,
+                                    place=example.place._replace(after=example.place.after[:kept]))
                 for example in task.examples]
+    base, tuned = (PromptForms(form).describe_fim() for form in formats)
+    after = json.dumps([example.place.after for example in examples])
     settings = task.settings | {
-        "prompt": f"{task.settings['prompt']} and {suffix_tokens} tokens behind",
-        "base": format_name(sources[0].infilling), "fine-tuned": format_name(sources[1].infilling),
-        "suffix_hash": hashlib.sha256(json.dumps([e.after for e in examples]).encode()).hexdigest()}
-    asked = dataclasses.replace(task, name=name, examples=examples, settings=settings,
-                                suffix_tokens=suffix_tokens, asked=[])
-    if task.repository_tokens:
-        asked.name, asked.twin = name_with_pieces(name, task.repository_tokens), name
-        asked.parts = without_answers(asked.name, examples)
-    return asked
-
-
-def task_of(task: Task, source: ModelSource) -> Task:
-    """Return the task as this model is asked it: in its own format, where it is one of infilling."""
-    form = source.infilling
-    if not task.suffix_tokens:
-        return task
-    settings = task.settings | {"asked": format_name(form)}
-    if form is None:
-        return dataclasses.replace(task, settings=settings)
-    return dataclasses.replace(task, settings=settings, encode=prompt_encoder(task, form), stops=form.stops)
-
-
-def prompt_encoder(task: Task, form: InfillingFormat) -> Callable[[Any, list[str]], list[list[int]]]:
-    """Return the function that makes the token ids of all prompts from the texts before the cuts."""
-    def encode(tokenizer: Any, befores: list[str]) -> list[list[int]]:
-        texts = [example.after or "" for example in task.examples]
-        afters = first_lines(tokenizer, texts, task.suffix_tokens)
-        return [form.prompt(before, after) for before, after in
-                zip(encode_beginnings(tokenizer, befores), encode_within(tokenizer, afters), strict=True)]
-
-    return encode
+        "prompt": f"{task.settings['prompt']}, {suffix_tokens} tokens after the completion",
+        "base": base, "fine-tuned": tuned, "suffix_hash": hashlib.sha256(after.encode()).hexdigest()}
+    infilling = dataclasses.replace(task, name=name, examples=examples, settings=settings,
+                                    tokens=task.tokens._replace(suffix=suffix_tokens))
+    if task.tokens.repository:
+        infilling.name, infilling.twin = name_with_repository(name, task.tokens.repository), name
+        infilling.parts = without_answers(infilling.name, examples)
+    return infilling

@@ -1,6 +1,5 @@
 """A model that is used: what it is, and where."""
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass
@@ -11,4 +10,3 @@ class ModelSource:
     adapter: str | None = None  # its folder, if it is one
     commit: str | None = None  # on the hub
     weights_hash: str | None = None  # of a folder's weights alone
-    infilling: Any = None  # in which it is asked for the middle, where it can be

@@ -1,4 +1,4 @@
-"""Pieces of other files before a file: one form for training, benchmark and demo.
+"""Repository context, snippets of other files before a file: one form for training, benchmark and demo.
 
 Qwen2.5-Coder (arXiv 2409.12186) and StarCoder2 (arXiv 2402.19173) were taught whole repositories in tokens of
 their own: `<|repo_name|>NAME`, a line end, and for each file `<|file_sep|>PATH`, a line end and its text; in
@@ -15,7 +15,7 @@ from pipeline.run.errors import PipelineError
 from pipeline.run.manifests import taught
 
 MANIFEST_ENTRY = "repository_prompt"  # of an adapter's or a merged model's manifest: the form, as JSON
-FEWEST_LINES = 5  # of a piece that is cut to what is left of the room; shorter ones are left out
+FEWEST_LINES = 5  # of a snippet that is cut to the tokens that are left; shorter ones are left out
 COMMENTS = {("# ", ""): "py pyi rb sh bash zsh r jl pl pm yml yaml toml cmake nim ex exs tcl ps1 mk",
             ("-- ", ""): "lua sql hs elm adb ads vhd vhdl",
             ("; ", ""): "lisp lsp clj cljs cljc el asm s scm rkt", ("% ", ""): "tex erl hrl",
@@ -25,15 +25,15 @@ COMMENT_OF = {extension: marks for marks, extensions in COMMENTS.items() for ext
 USUAL_COMMENT = ("// ", "")
 
 
-class SourcePiece(NamedTuple):
-    """A piece of another file, as it is shown."""
+class Snippet(NamedTuple):
+    """A snippet of another file, as it is shown."""
     path: str
     text: str
 
 
 class RepositoryPrompt(NamedTuple):
-    """How pieces and paths are written: the tokens before a repository's name, behind it, and before a path;
-    all empty: each path as a comment."""
+    """How snippets and paths are written: the tokens before a repository's name, after it, and before a
+    path; all empty: each path as a comment."""
     repository: str = ""
     name_end: str = ""
     file: str = ""
@@ -48,22 +48,29 @@ FAMILIES = {"Qwen2.5-Coder": RepositoryPrompt("<|repo_name|>", "\n", "<|file_sep
             "StarCoder2": RepositoryPrompt("<repo_name>", "", "<file_sep>")}
 
 
-# Tokenizers of other models have their marks too, and were never taught with them (SmolLM2 has StarCoder2's);
-# these families' have tokens for infilling besides.
+# Other models have these tokens too, but were never trained with them (SmolLM2 has StarCoder2's); the
+# tokenizers of the two families also have FIM tokens.
 INFILLING_MARKS = {"Qwen2.5-Coder": "<|fim_prefix|>", "StarCoder2": "<fim_prefix>"}
 
 
 def prompt_form(tokenizer: Any) -> RepositoryPrompt:
-    """Return the form for a model's tokenizer: that of the family whose tokens it has, else with comments."""
+    """Return the form for a model's tokenizer: that of the family whose tokens it has, else COMMENTED."""
     added = tokenizer.get_added_vocab()
     return next((form for family, form in FAMILIES.items()
                  if {form.repository, form.file, INFILLING_MARKS[family]} <= set(added)), COMMENTED)
 
 
-def form_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, where: str) -> RepositoryPrompt | None:
-    """Return the form in which a model was taught, by its manifest or that of its adapter; None: in none.
+def form_for(tokenizer: Any, form: RepositoryPrompt) -> RepositoryPrompt:
+    """Return `form` if the tokenizer has its tokens, else `prompt_form`, that of the tokenizer's family."""
+    known = set(tokenizer.get_added_vocab())
+    return form if {form.repository, form.file} - {""} <= known else prompt_form(tokenizer)
 
-    Raises PipelineError where that form is not one, or has tokens that the tokenizer has not.
+
+def form_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, where: str) -> RepositoryPrompt | None:
+    """Return the form that a model was trained with, from its manifest or its adapter's; None if there is no
+    such entry.
+
+    Raises PipelineError if the entry is malformed, or names tokens that the tokenizer does not have.
     """
     entry = taught(manifest, MANIFEST_ENTRY)
     if entry is None:
@@ -75,28 +82,29 @@ def form_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, where: str
     form = RepositoryPrompt(*(entry[name] for name in names))
     missing = {form.repository, form.file} - {""} - set(tokenizer.get_added_vocab())
     if missing:
-        raise PipelineError(f"{where}: was taught with the tokens {' '.join(sorted(missing))} before pieces "
-                            "of a repository, which its tokenizer has not; name its own tokenizer")
+        raise PipelineError(f"{where}: was trained with the tokens {' '.join(sorted(missing))} before "
+                            "snippets of a repository, which its tokenizer does not have; name its own "
+                            "tokenizer")
     return form
 
 
 def name_of_repository(source: str | None) -> str:
-    """Return what a repository is called in a prompt: the last parts of its address, OWNER/NAME of a URL."""
+    """Return a repository's name in a prompt: the last parts of its address, OWNER/NAME of a URL."""
     parts = [part for part in re.split(r"[/:]", re.sub(r"\.git/*$", "", (source or "").strip())) if part]
     return "/".join(parts[-2:] if source and "://" in source and len(parts) > 3 else parts[-1:])
 
 
 class Prefix(NamedTuple):
-    """What stands before a file, without the tokens that a tokenizer puts before every text."""
+    """The repository context of a file, without the tokens that a tokenizer puts before every text."""
     ids: list[int]
-    shown: list[SourcePiece]  # the pieces in it, the best first, as far as there was room
+    shown: list[Snippet]  # the snippets in it, the best first, as far as there was room
 
 
 class Prefixes:
-    """Makes what stands before a file, for a tokenizer: pieces of other files behind their paths, and its
-    path.
+    """Composes the repository context of files with a tokenizer: snippets of other files, each after its
+    path, and then the file's own path.
 
-    It is made of token ids, because a form's tokens are never read from a text.
+    It is composed of token ids, because a form's tokens are never read from text.
     """
 
     def __init__(self, tokenizer: Any, form: RepositoryPrompt):
@@ -106,41 +114,41 @@ class Prefixes:
         self.repository_mark, self.file_mark = ([known[token]] if token else []
                                                 for token in (form.repository, form.file))
 
-    def before(self, repository: str, path: str | None, pieces: Sequence[SourcePiece],
+    def before(self, repository: str, path: str | None, snippets: Sequence[Snippet],
                tokens: int) -> Prefix:
-        """Return at most `tokens` tokens: `pieces`, which come the best first, the best last and as many as
-        there is room for, and then `path`, that of the file that follows.
+        """Return at most `tokens` tokens: as many of the `snippets` (the best first) as fit, the best last,
+        and then `path`, that of the file that follows.
 
-        The last one that has room loses lines at its end, and is left out where fewer than FEWEST_LINES are
-        left.  Where there is no room for the path, nothing.
+        The last snippet that fits may lose lines at its end, and is left out if fewer than FEWEST_LINES
+        remain.  Empty if not even the path fits.
         """
         head = [*self.repository_mark, *self._encode([repository + self.form.name_end])[0]] \
             if self.repository_mark else []
-        marks = self._encode([self._heading(name) for name in (path, *(piece.path for piece in pieces))])
+        marks = self._encode([self._heading(name) for name in (path, *(each.path for each in snippets))])
         marks = [[*self.file_mark, *ids] for ids in marks]
-        texts = self._encode([f"{piece.text}\n" for piece in pieces])
+        texts = self._encode([f"{snippet.text}\n" for snippet in snippets])
         room, parts, shown = tokens - len(head) - len(marks[0]), [], []
         if room < 0:
             return Prefix([], [])
-        for piece, mark, ids in zip(pieces, marks[1:], texts, strict=True):
+        for snippet, mark, ids in zip(snippets, marks[1:], texts, strict=True):
             if len(mark) + len(ids) > room:
-                piece, ids = self._shortened(piece, ids, room - len(mark))
+                snippet, ids = self._shortened(snippet, ids, room - len(mark))
             if not ids:
                 break
             parts.insert(0, [*mark, *ids])
-            shown.append(piece)
+            shown.append(snippet)
             room -= len(parts[0])
         return Prefix([*head, *itertools.chain(*parts), *marks[0]], shown)
 
     def prompt(self, prefix: Prefix, ids: Sequence[int]) -> list[int]:
-        """Return the token ids of the prefix and then those of a file or its context, which `ids` are; the
-        tokens that the tokenizer puts before every text stand before both."""
+        """Return the token ids of the prefix followed by `ids`, those of a file or its context; the tokens
+        that the tokenizer puts before every text come first, once."""
         begins = len(self.beginning)
         ids = ids[begins:] if begins and list(ids[:begins]) == self.beginning else ids
         return [*self.beginning, *prefix.ids, *ids]
 
     def _heading(self, path: str | None) -> str:
-        """Return what stands before a file's text, behind the form's own token."""
+        """Return the line before a file's text, which follows the form's own token."""
         if self.form.file or not path:
             return f"{path or ''}\n"
         begin, end = COMMENT_OF.get(path.rpartition(".")[2].lower(), USUAL_COMMENT)
@@ -149,15 +157,15 @@ class Prefixes:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return encode_within(self.tokenizer, texts)
 
-    def _shortened(self, piece: SourcePiece, ids: list[int], room: int) -> tuple[SourcePiece, list[int]]:
-        """Return the first whole lines of a piece that have room, and their ids; none of too few lines."""
-        lines = piece.text.split("\n")
+    def _shortened(self, snippet: Snippet, ids: list[int], room: int) -> tuple[Snippet, list[int]]:
+        """Return the first whole lines of a snippet that fit, and their ids; no ids if too few lines fit."""
+        lines = snippet.text.split("\n")
         # about as many as there is room for, and from there down one by one
         number = min(len(lines) - 1, 1 + len(lines) * max(0, room) // len(ids))
         while number >= FEWEST_LINES:
-            shorter = SourcePiece(piece.path, "\n".join(lines[:number]))
+            shorter = Snippet(snippet.path, "\n".join(lines[:number]))
             [ids] = self._encode([f"{shorter.text}\n"])
             if len(ids) <= room:
                 return shorter, ids
             number -= 1
-        return piece, []
+        return snippet, []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.prompts.repository_form import SourcePiece
+from pipeline.prompts.repository_form import Snippet
 from pipeline.retrieval.index import QUERY_LINES, Index, Place
 from pipeline.retrieval.snippets import PIECE_LINES, PIECE_STEP
 from pipeline.run.errors import PipelineError
@@ -70,10 +70,10 @@ class RepositoryFiles:
         for row, repository in enumerate(files["repository"][:]):
             self.rows[repository].append(row)
 
-    def piece(self, place: Place) -> SourcePiece:
+    def piece(self, place: Place) -> Snippet:
         """Return a piece that was found, as it is shown."""
         text = self.files[place.file]["text"][place.begin:place.end]
-        return SourcePiece(self.paths[place.file] or "", text)
+        return Snippet(self.paths[place.file] or "", text)
 
     def following(self, place: Place) -> str:
         """Return a piece and all that follows it in its file."""

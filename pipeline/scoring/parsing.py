@@ -136,9 +136,9 @@ def parses(task: Task, predictions: list[list[str]], ended: list[list[bool]]) ->
 
 def text_before(task: Task, number: int) -> tuple[str | None, str]:
     """Return the file up to the cursor of an example, or None where nobody knows it, and its extension."""
-    texts: FileTexts | None = task.texts
-    place = task.examples[number].place
-    if texts is None or place is None:
+    texts: FileTexts | None = task.source.texts
+    cursor = task.examples[number].cursor
+    if texts is None or cursor is None:
         return None, ""
-    line, cut = place
+    line, cut = cursor
     return texts.text(line)[:cut], texts.extension(line)

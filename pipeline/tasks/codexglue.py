@@ -9,11 +9,12 @@ from huggingface_hub import hf_hub_download
 
 from pipeline.data.datasets import draw
 from pipeline.hub.client import hub_errors
+from pipeline.prompts.prompter import Place
 from pipeline.run.errors import PipelineError
 from pipeline.run.hashes import sha256_file
 from pipeline.run.jsonl import read_jsonl
 from pipeline.run.outputs import atomic_file
-from pipeline.tasks.task import Example, Task, first_line, fold_white_space
+from pipeline.tasks.task import DataSource, Example, StopRule, Task, first_line, fold_white_space
 
 CODEXGLUE_DATASET, CODEXGLUE_FILE = "microsoft/codexglue_method_generation", "test.jsonl"
 # a file of another length is a stand-in, and its scores are not published as CodeXGLUE's
@@ -216,17 +217,18 @@ def codexglue_task(path: Path, sample: int, seed: int) -> Task:
     if not rows:
         raise PipelineError(f"--codexglue_file {path}: holds no example; delete it, and it is fetched again")
     common = common_literals(row["body"] for row in rows)
-    examples = [Example(id=str(rows[i].get("id", i)),
-                        prompt=codexglue_prompt(rows[i]["signature"], rows[i]["docstring"]),
+    prompts = {i: codexglue_prompt(rows[i]["signature"], rows[i]["docstring"])
+               for i in draw(len(rows), sample, seed)}
+    examples = [Example(id=str(rows[i].get("id", i)), prompt=prompt, place=Place(prompt),
                         reference=codexglue_reference(rows[i]["body"]), group=i,
                         completion=plain_body(rows[i]["body"]),
                         first_line=first_line(rows[i]["body"].replace("<EOL>", "\n"), codexglue_reference,
                                               logical_lines))
-                for i in draw(len(rows), sample, seed)]
+                for i, prompt in prompts.items()]
     name, dataset = ((CODEXGLUE_NAME, CODEXGLUE_DATASET) if len(rows) == CODEXGLUE_EXAMPLES
                      else (STAND_IN_NAME, path.name))
     return Task(name, examples, CODEXGLUE_MAX_NEW_TOKENS,
-                lambda text: normalize_python(text, common), method_end,
+                lambda text: normalize_python(text, common), StopRule(method_end),
                 {"file": path.name, "sha256": sha256_file(path), "format": TEXT_FORMAT,
                  "prompt": "signature, docstring", "stop": "end of method"},
-                dataset, lines=logical_lines)
+                DataSource(dataset), lines=logical_lines)

@@ -7,11 +7,13 @@ from typing import Any
 
 from pipeline.data.datasets import draw, load_examples, load_files
 from pipeline.hub.client import find_manifest
-from pipeline.prompts.contexts import FileTexts, find_cuts
+from pipeline.prompts.contexts import Cut, FileTexts, find_cuts
+from pipeline.prompts.prompter import CHARACTERS_PER_TOKEN, Place, PromptTokens
 from pipeline.run.errors import PipelineError
 from pipeline.tasks.task import (
-    CHARACTERS_KEPT,
     SUFFIX_KEPT,
+    Cursor,
+    DataSource,
     Example,
     Task,
     first_line,
@@ -23,7 +25,7 @@ DEFAULT_CHUNK_TOKENS = 100
 
 
 def chunk_tokens(dataset: str) -> int:
-    """Return the length of a data set's chunks by its manifest, or the default of stage 2, saying so."""
+    """Return the length of a data set's chunks by its manifest; else the default of stage 2, with a note."""
     length = (find_manifest(dataset, "dataset") or {}).get("arguments", {}).get("chunk_tokens")
     if isinstance(length, int) and length > 0:
         return length
@@ -36,9 +38,9 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
                 tokenizer: Any = None, verify: bool = True) -> Task | None:
     """Return the task of the data set's test split; `max_new_tokens` 0: the length of its chunks.
 
-    `context_tokens` 0: the prompt is the pair's chunk, else so many tokens of the file before the cut, in
-    whole lines; `tokenizer` counts those that are shown.  None, with a note, where the data set has no files
-    for that.  `verify`: the data set, against its manifest.
+    `context_tokens` 0: the prompt is the pair's chunk; else at most so many tokens of the file before the
+    cut, in whole lines; `tokenizer` counts those that reports show.  None, with a note, if the data set has
+    no files for that.  `verify`: check the data set against its manifest.
     """
     data = load_examples(dataset, ("test",), verify)["test"]
     if not len(data):
@@ -50,15 +52,14 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     texts = files and FileTexts(files["test"])
     cuts = find_cuts(rows, texts)
     if context_tokens and None in cuts:
-        print(f"note: --dataset {dataset}: holds no whole files; asked behind one chunk alone, not behind "
-              f"{context_tokens} tokens", file=sys.stderr)
+        print(f"note: --dataset {dataset}: holds no whole files; evaluated given one chunk alone, not "
+              f"{context_tokens} tokens of context", file=sys.stderr)
         return None
     groups = rows.get("source_line", chosen)
     examples = [Example(str(number), prompt, fold_white_space(completion),
                         first_line(completion, fold_white_space), int(group), completion,
-                        ends=cut and cut.ends_file, chunk=prompt, place=cut and (int(group), len(cut.before)),
-                        after=cut and cut.after[:CHARACTERS_KEPT * SUFFIX_KEPT],
-                        before=cut.before[-CHARACTERS_KEPT * context_tokens:] if context_tokens else "")
+                        ends=cut and cut.ends_file, chunk=prompt, place=place_of(prompt, cut, context_tokens),
+                        cursor=cut and Cursor(int(group), len(cut.before)))
                 for number, prompt, completion, group, cut
                 in zip(chosen, rows["prompt"], rows["completion"], groups, cuts, strict=True)]
     digest = hashlib.sha256()  # of the split itself: the same in a folder and on the hub
@@ -68,12 +69,19 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     name, prompt = language, "one chunk"
     if context_tokens:
         name, prompt = f"{name}, {context_tokens} tokens of context", f"{context_tokens} tokens of the file"
+    dataset_name = Path(dataset).name if Path(dataset).is_dir() else dataset
     task = Task(name, examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
                 {"data_hash": digest.hexdigest(), "prompt": prompt, "stop": "end of text"},
-                Path(dataset).name if Path(dataset).is_dir() else dataset, context_tokens, texts=texts,
-                language=language)
+                DataSource(dataset_name, language, texts), PromptTokens(context_tokens))
     if context_tokens:
-        befores = json.dumps([example.before for example in examples])
+        befores = json.dumps([example.place.before for example in examples])
         task.settings["context_hash"] = hashlib.sha256(befores.encode()).hexdigest()
         show_prompts(task, tokenizer)
     return task
+
+
+def place_of(prompt: str, cut: Cut | None, context_tokens: int) -> Place:
+    """Return the place of a pair, with as much of its file as its prompts may need; with `context_tokens` 0,
+    the text before it is the pair's own prompt."""
+    before = cut.before[-CHARACTERS_PER_TOKEN * context_tokens:] if context_tokens else prompt
+    return Place(before, cut and cut.after[:CHARACTERS_PER_TOKEN * SUFFIX_KEPT])
