@@ -1,7 +1,8 @@
 """What a model is prompted with at a place of a file: context, text after it and repository context, as token
 ids.
 
-Training's validation, the benchmark's predictions and losses, and demo/complete.py all compose prompts here.
+Training's contexts and sequences with repository context, the benchmark's predictions and losses, and
+demo/complete.py all compose them here.
 """
 import functools
 from collections.abc import Sequence
@@ -102,6 +103,10 @@ class Prompter:
         return self.prefixes.before(place.repository, place.path, place.snippets, self.tokens.repository) \
             if self.prefixes else Prefix([], [])
 
+    def after_prefix(self, prefix: Prefix, ids: Sequence[int]) -> list[int]:
+        """Return the token ids of a prompt or a whole sequence after its repository context."""
+        return self.prefixes.prompt(prefix, ids)
+
     def _fim_prompts(self, places: Sequence[Place], contexts: list[str]) -> list[list[int]]:
         kept = CHARACTERS_PER_TOKEN * self.tokens.suffix
         suffixes = first_lines(self.tokenizer, [(place.after or "")[:kept] for place in places],
@@ -113,6 +118,6 @@ class Prompter:
     def _finished(self, places: Sequence[Place], prompts: list[list[int]]) -> list[list[int]]:
         """Return the prompts after the repository context of their places, none of them empty."""
         if self.prefixes:
-            prompts = [self.prefixes.prompt(self.prefix(place), ids)
+            prompts = [self.after_prefix(self.prefix(place), ids)
                        for place, ids in zip(places, prompts, strict=True)]
         return [ids or [self.tokenizer.eos_token_id] for ids in prompts]

@@ -7,10 +7,10 @@ import numpy as np
 
 from pipeline.data.encoded_examples import EncodedExamples
 from pipeline.prompts.contexts import FileTexts, find_cuts
+from pipeline.prompts.prompter import Place, Prompter, PromptForms, PromptTokens
 from pipeline.prompts.repository_form import (
     MANIFEST_ENTRY,
     Prefix,
-    Prefixes,
     RepositoryPrompt,
     name_of_repository,
     prompt_form,
@@ -51,7 +51,8 @@ class Pieces:
     def __init__(self, args: argparse.Namespace, tokenizer: Any, files: Any):
         self.tokens, self.files = args.repository_tokens, files
         self.form: RepositoryPrompt = prompt_form(tokenizer)
-        self.prefixes = Prefixes(tokenizer, self.form)
+        self.prompter = Prompter(tokenizer, PromptTokens(repository=self.tokens),
+                                 PromptForms(repository=self.form))
         self.queries = PieceQueries(tokenizer, args.repository_fraction, args.seed)
         self.source = RepositoryFiles(files["train"], args.dataset)
         # a dry run leaves nothing behind
@@ -60,8 +61,8 @@ class Pieces:
     def before(self, requests: list[Request], paths: list[str | None]) -> list[Prefix]:
         """Return what stands before each file of `paths`, for a place in it."""
         found = self.source.find(requests, pieces_needed(self.tokens), self.cache)
-        return [self.prefixes.before(name_of_repository(request.repository), path,
-                                     [self.source.piece(place) for place in places], self.tokens)
+        return [self.prompter.prefix(Place("", path=path, repository=name_of_repository(request.repository),
+                                           snippets=[self.source.piece(place) for place in places]))
                 for request, path, places in zip(requests, paths, found, strict=True)]
 
     def added_to_sequences(self, examples: EncodedExamples,
@@ -100,7 +101,7 @@ class Pieces:
             ids = examples.ids[examples.ends[i] - examples.lengths[i]:examples.ends[i]]
             start = int(examples.prompt_lengths[i])
             if i in prefixes and prefixes[i].ids:
-                longer = self.prefixes.prompt(prefixes[i], ids.tolist())
+                longer = self.prompter.after_prefix(prefixes[i], ids.tolist())
                 start += len(longer) - len(ids)
                 ids = np.array(longer, dtype=np.int32)
             rows.append(ids)

@@ -11,7 +11,8 @@ import numpy as np
 from pipeline.data.datasets import draw, load_examples, load_files, load_methods
 from pipeline.data.encoded_examples import EncodedExamples, encode_examples
 from pipeline.fim.fim_examples import Infilling, choose_infilling
-from pipeline.prompts.contexts import Cut, FileTexts, contexts_of, each_cut, find_cuts
+from pipeline.prompts.contexts import Cut, FileTexts, each_cut, find_cuts
+from pipeline.prompts.prompter import Place, Prompter, PromptTokens
 from pipeline.retrieval.snippet_examples import Pieces
 from pipeline.run.errors import PipelineError
 from pipeline.run.hashes import sha256_file
@@ -219,7 +220,8 @@ def encode_validation(args: argparse.Namespace, tokenizer: Any, pairs: Any,
             note(f"{args.dataset}: its files do not hold all of its pairs: validated behind their own "
                  "prompts alone")
         return one_chunk, {}
-    contexts = contexts_of(tokenizer, [cut.before for cut in cuts], args.sequence_tokens)
+    prompter = Prompter(tokenizer, PromptTokens(args.sequence_tokens))
+    contexts = prompter.contexts([Place(cut.before) for cut in cuts])
     # room for the completion too, within what the model has positions for
     length = max(args.max_length, args.sequence_tokens)
     return encode_examples(tokenizer, contexts, completions, length,
