@@ -46,8 +46,8 @@ import contextlib
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from pipeline.run.errors import PipelineError
 from pipeline.run.hashes import sha256_file
 from pipeline.run.manifests import write_manifest
 from pipeline.run.outputs import output_lock, sweep_leftovers
@@ -57,31 +57,21 @@ OUTPUTS = ("metrics.json", "table.md", "report.md", "chart.png", "change.png")
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Compare --base_model and --hf_repository on both sets and write the results to --output_dir."""
+    """Compare --base_model and --hf_repository on all sets and write the results to --output_dir."""
     started = time.time()
-    # What is heavy waits until the arguments are known to be good.
+    # heavy imports wait until the arguments are known to be good
     from pipeline.decoding.vllm_engine import check_vllm
     from pipeline.evaluation import benchmark_report, candidates, published_scores
-    from pipeline.evaluation.comparison import Evaluation, evaluate, score_set, with_parts
+    from pipeline.evaluation.comparison import Evaluation, evaluate, score_sets, with_parts
     from pipeline.evaluation.processes import join_processes
     from pipeline.evaluation.sets import fit_budgets, make_tasks
-    from pipeline.fim import fim_set
     from pipeline.hub.client import find_manifest
     from pipeline.model import device
-    from pipeline.prompts import repository_form
-    from pipeline.prompts.prompter import PromptForms
-    from pipeline.retrieval import snippet_set
-    from pipeline.tasks.answers import ROLES
 
     if args.update_card:
         published_scores.check_card_target(args)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    sources = [candidates.identify_model(args.base_model, None),
-               candidates.identify_model(args.hf_repository, args.revision)]
-    if sources[0].adapter:
-        raise PipelineError(f"--base_model {args.base_model}: is an adapter; "
-                            "name the model that it was trained on")
-    candidates.check_adapter_base(sources[1], args.base_model)
+    sources = candidates.find_models(args)
     fine_tuned_manifest = find_manifest(args.hf_repository, revision=args.revision)
     dataset_manifest = find_manifest(args.dataset, "dataset")
     candidates.warn_of_another_base(sources[0], fine_tuned_manifest)
@@ -90,35 +80,20 @@ def benchmark(args: argparse.Namespace) -> None:
     processes = join_processes()
     if args.engine == "vllm":
         check_vllm(sources, processes.number)
-    precision, device = device.choose_precision(args.precision), device.device_name()
-    tokenizers = candidates.load_tokenizers(sources, args.tokenizer)
-    fim = fim_set.choose_formats(sources, tokenizers, fine_tuned_manifest) if args.suffix_tokens else None
-    form = snippet_set.choose_form(fine_tuned_manifest, args.hf_repository,
-                                  tokenizers) if args.repository_tokens else repository_form.COMMENTED
-    tasks = make_tasks(args, sources[0], tokenizers[0], precision, processes, fim, form)
-    models = [candidates.Candidate(*model, PromptForms(fim_format, form)) for *model, fim_format in zip(
-        ROLES, sources, tokenizers, fim or (None, None), strict=True)]
+    run = Evaluation(args, device.choose_precision(args.precision), device.device_name(), processes)
+    models = candidates.choose_candidates(args, sources, fine_tuned_manifest)
+    tasks = make_tasks(args, models, run.precision, processes)
     fit_budgets(tasks, sources)
-    if processes.rank == 0:
-        sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
-                         f"at most {task.max_new_tokens} new tokens" for task in tasks)
-        print(f"device: {device}, {precision}; {sets}", file=sys.stderr)
-    # the first process holds the output for all
+    report_plan(run, tasks)
+    # the first process holds the lock on the output for all
     with output_lock(args.output_dir / "metrics.json") if processes.rank == 0 else contextlib.nullcontext():
         if processes.rank == 0:
             sweep(args.output_dir)
-        answers = evaluate(models, tasks, Evaluation(args, precision, device, processes))
+        answers = evaluate(models, tasks, run)
         if processes.rank:
             return
-        metrics = {"base_model": args.base_model, "base_identity": sources[0].identity,
-                   "fine_tuned": args.hf_repository, "fine_tuned_identity": sources[1].identity,
-                   "fine_tuned_is_adapter": bool(sources[1].adapter), "precision": precision,
-                   "device": device, "sets": {}}
-        changes = {}  # of each example's edit similarity, by set
         tasks = with_parts(tasks, answers)
-        for task in tasks:
-            metrics["sets"][task.name], changes[task.name] = score_set(task, answers, models, args, precision)
-        snippet_set.add_gains(metrics["sets"], tasks, answers, tokenizers, args.seed)
+        metrics, changes = score_sets(tasks, answers, models, run)
         benchmark_report.report(metrics, args.output_dir)
         benchmark_report.write_report(metrics, tasks, answers, changes, args.output_dir, args.seed)
         outputs = {name: sha256_file(args.output_dir / name) for name in OUTPUTS}
@@ -131,8 +106,16 @@ def benchmark(args: argparse.Namespace) -> None:
         print(f"wrote the scores into {published_scores.update_card(args.hf_repository, results)}")
 
 
+def report_plan(run: Any, tasks: list[Any]) -> None:
+    """Print, in the first process, what will be evaluated on which device."""
+    if run.processes.rank == 0:
+        sets = "; ".join(f"{task.name}: {len(task.examples)} examples, "
+                         f"at most {task.max_new_tokens} new tokens" for task in tasks)
+        print(f"device: {run.device}, {run.precision}; {sets}", file=sys.stderr)
+
+
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left of any result; the lock on the metrics is on all of them."""
+    """Remove what killed runs left of any result; the lock on metrics.json covers all of them."""
     predictions = (folder / "predictions").glob("*.jsonl")
     for file in [*map(folder.joinpath, OUTPUTS), folder / "manifest.json", *predictions]:
         sweep_leftovers(file)

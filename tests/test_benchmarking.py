@@ -115,16 +115,15 @@ def test_kotlin_is_asked_once_for_each_context(folders: SimpleNamespace, tmp_pat
     assert len(written) == 6  # something else behind each context
 
 
-@pytest.mark.parametrize("asked", [(0, 20), (20,)])
-def test_without_whole_files_one_chunk_is_asked(asked: tuple[int, ...], folders: SimpleNamespace,
-                                                tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A data set of before cannot be scored, or is scored on nothing; or the user is not told what was left
-    out."""
-    metrics = run_stage(folders, tmp_path, "--context_tokens", *asked)
+@pytest.mark.parametrize("contexts", [(0, 20), (20,)])
+def test_without_whole_files_the_chunk_is_the_prompt(contexts: tuple[int, ...], folders: SimpleNamespace,
+                                                     tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """An older data set cannot be scored, or is scored on nothing; or no note says what was left out."""
+    metrics = run_stage(folders, tmp_path, "--context_tokens", *contexts)
     captured = capsys.readouterr()
     assert list(metrics["sets"]) == ["Python stand-in", "Kotlin"]
-    assert captured.err.count(f"note: --dataset {folders.data}: holds no whole files; asked behind one chunk "
-                              "alone, not behind 20 tokens") == 1
+    assert captured.err.count(f"note: --dataset {folders.data}: holds no whole files; evaluated given one "
+                              "chunk alone, not 20 tokens of context") == 1
     assert metrics["sets"]["Kotlin"]["examples"] == 6
     # nobody knows where these files end
     assert "reference_ended" not in metrics["sets"]["Kotlin"]

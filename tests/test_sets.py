@@ -8,10 +8,12 @@ from evaluation_runs import arguments, with_files
 
 import benchmarking
 from pipeline.evaluation import sets
-from pipeline.evaluation.candidates import identify_model
+from pipeline.evaluation.candidates import Candidate, identify_model
 from pipeline.evaluation.processes import Processes
 from pipeline.evaluation.sets import make_tasks
+from pipeline.prompts.prompter import PLAIN_FORMS
 from pipeline.tasks import codexglue
+from pipeline.tasks.answers import ROLES
 from pipeline.tasks.task import Task
 
 
@@ -19,8 +21,9 @@ def tasks_of(folders: SimpleNamespace, *options: object, processes: Processes | 
     """Return the tasks of a run with these options."""
     args = benchmarking.build_parser().parse_args(arguments(folders, Path("results"), *options))
     more = [processes] if processes else []
-    return make_tasks(args, identify_model(str(folders.base), None), tiny_models.make_tokenizer(), "float32",
-                      *more)
+    source, tokenizer = identify_model(str(folders.base), None), tiny_models.make_tokenizer()
+    models = [Candidate(role, source, tokenizer, PLAIN_FORMS) for role in ROLES]
+    return make_tasks(args, models, "float32", *more)
 
 
 @pytest.mark.parametrize(("options", "names"), [

@@ -74,7 +74,7 @@ def test_vllm_comes_last_and_gets_whole_sets_in_parts(folders: SimpleNamespace, 
     events: list[Any] = []
     load, fails = comparison.load_model, [5]
 
-    def generate(model: Any, tokenizer: Any, prompts: list, task: Any) -> list[dict[str, Any]]:
+    def generate(model: Any, tokenizer: Any, prompts: list, task: Any, stops: Any) -> list[dict[str, Any]]:
         events.append(len(prompts))
         if len(events) == fails[0]:
             raise KeyboardInterrupt

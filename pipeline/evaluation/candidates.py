@@ -1,4 +1,5 @@
 """The models that are compared: what they are, and how they are loaded."""
+import argparse
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,6 +7,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM
 
+from pipeline.fim.fim_set import choose_formats
 from pipeline.hub.client import hub_errors, hub_files
 from pipeline.model.device import choose_device, torch_dtype
 from pipeline.model.mergeable import read_adapter_json
@@ -13,10 +15,13 @@ from pipeline.model.model_source import ModelSource
 from pipeline.model.tokenizers import check_local_model, load_tokenizer, model_errors
 from pipeline.model.weight_files import weight_files
 from pipeline.prompts.prompter import Prompter, PromptForms
+from pipeline.prompts.repository_form import COMMENTED
+from pipeline.retrieval.snippet_set import choose_form
 from pipeline.run.errors import PipelineError, looks_like_path
 from pipeline.run.hashes import combined_hash, sha256_file
 from pipeline.run.manifests import MODEL_FILES, check_manifest
 from pipeline.run.outputs import MANIFEST
+from pipeline.tasks.answers import ROLES
 from pipeline.tasks.task import Task
 
 
@@ -124,3 +129,24 @@ def warn_of_another_base(base: ModelSource, manifest: dict[str, Any] | None) -> 
         print(f"WARNING: --base_model {base.name} is not the model that was fine-tuned "
               f"({found[:12]}, not {trained_on[:12]}): the difference is not that of the training alone",
               file=sys.stderr)
+
+
+def find_models(args: argparse.Namespace) -> list[ModelSource]:
+    """Return --base_model and --hf_repository; PipelineError if they cannot be compared."""
+    base, tuned = identify_model(args.base_model, None), identify_model(args.hf_repository, args.revision)
+    if base.adapter:
+        raise PipelineError(f"--base_model {args.base_model}: is an adapter; "
+                            "name the model that it was trained on")
+    check_adapter_base(tuned, args.base_model)
+    return [base, tuned]
+
+
+def choose_candidates(args: argparse.Namespace, sources: list[ModelSource],
+                      manifest: dict[str, Any] | None) -> list[Candidate]:
+    """Return both models as they are evaluated, the base first; `manifest`: the fine-tuned model's."""
+    tokenizers = load_tokenizers(sources, args.tokenizer)
+    formats = choose_formats(sources, tokenizers, manifest) if args.suffix_tokens else None
+    repository = choose_form(manifest, args.hf_repository, tokenizers) if args.repository_tokens \
+        else COMMENTED
+    return [Candidate(*model, PromptForms(fim, repository))
+            for *model, fim in zip(ROLES, sources, tokenizers, formats or (None, None), strict=True)]

@@ -21,6 +21,7 @@ from pipeline.evaluation.predictions import predict, prediction_header
 from pipeline.evaluation.processes import Processes
 from pipeline.model.device import release_memory
 from pipeline.model.tokenizers import encode_plain, tokenizer_identity
+from pipeline.retrieval.snippet_set import add_gains
 from pipeline.scoring.parsing import parses
 from pipeline.scoring.scores import LOSS, PARSES, Scores, compare
 from pipeline.tasks.answers import Answers, ModelOnSet
@@ -184,3 +185,17 @@ def score_set(task: Task, answers: dict[ModelOnSet, Answers], candidates: Sequen
     if args.baselines:
         entry["baselines"] = against_baselines(task, models, train_split(task, args.dataset), args.seed)
     return entry, change
+
+
+def score_sets(tasks: list[Task], answers: dict[ModelOnSet, Answers], candidates: Sequence[Candidate],
+               run: Evaluation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the content of metrics.json, and the change of each example's edit similarity, by set."""
+    base, tuned = (candidate.source for candidate in candidates)
+    sets, changes = {}, {}
+    for task in tasks:
+        sets[task.name], changes[task.name] = score_set(task, answers, candidates, run.args, run.precision)
+    add_gains(sets, tasks, answers, [candidate.tokenizer for candidate in candidates], run.args.seed)
+    return {"base_model": run.args.base_model, "base_identity": base.identity,
+            "fine_tuned": run.args.hf_repository, "fine_tuned_identity": tuned.identity,
+            "fine_tuned_is_adapter": bool(tuned.adapter), "precision": run.precision, "device": run.device,
+            "sets": sets}, changes

@@ -2,16 +2,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from pipeline.evaluation.candidates import Candidate
 from pipeline.evaluation.processes import ALONE, Processes
 from pipeline.evaluation.sample_size import choose_sample
 from pipeline.fim.fim_set import infilling_task
 from pipeline.methods.method_set import methods_task
 from pipeline.model.device import context_length
 from pipeline.model.model_source import ModelSource
-from pipeline.prompts.fim_formats import InfillingFormat
-from pipeline.prompts.repository_form import COMMENTED, RepositoryPrompt
 from pipeline.retrieval.snippet_set import repository_task
 from pipeline.tasks.codexglue import codexglue_task
 from pipeline.tasks.completion_set import chunk_tokens, kotlin_task
@@ -20,22 +18,20 @@ from pipeline.tasks.task import Task
 MARKS = 8  # tokens of a prompt that mark its parts and begin it, at most
 
 
-def make_tasks(args: argparse.Namespace, base: ModelSource, tokenizer: Any, precision: str,
-               processes: Processes = ALONE, fim: Sequence[InfillingFormat | None] | None = None,
-               form: RepositoryPrompt = COMMENTED) -> list[Task]:
-    """Return the tasks, the same in all processes; `tokenizer`, the base's, counts the context of the prompts
-    that reports show.
-
-    `fim`: the FIM formats of both models, None without infilling sets; `form`: of repository context before
-    the longest context.
-    """
+def make_tasks(args: argparse.Namespace, candidates: Sequence[Candidate], precision: str,
+               processes: Processes = ALONE) -> list[Task]:
+    """Return the tasks, the same in all processes; the base's tokenizer counts the context of the prompts
+    that reports show."""
+    base, tuned = candidates
+    tokenizer, form = base.tokenizer, base.forms.repository
+    fim = (base.forms.fim, tuned.forms.fim) if tuned.forms.fim else None
     contexts = list(dict.fromkeys(args.context_tokens))
     budget = args.max_new_tokens or chunk_tokens(args.dataset)
     # a measured rate differs between processes, and so might what is drawn
     lengths = contexts + [max(contexts) + args.suffix_tokens] * (fim is not None)
     if args.repository_tokens:  # each of these a second time, with repository context
         lengths += [length + args.repository_tokens for length in lengths[len(contexts) - 1:]]
-    sample = processes.agree(lambda: choose_sample(args.sample, base, lengths, budget, precision))
+    sample = processes.agree(lambda: choose_sample(args.sample, base.source, lengths, budget, precision))
     if args.sample is None and processes.rank == 0:
         print(f"{sample} examples of each set (--sample chooses)", file=sys.stderr)
     kotlin = [kotlin_task(args.dataset, sample, args.seed, budget, context, tokenizer, verify=not number)
