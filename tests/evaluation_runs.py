@@ -95,7 +95,7 @@ def prompts(number: int = 5) -> list[list[int]]:
 
 
 def written_alone(model: Any, prompt: list[int], budget: int, **settings: Any) -> list[int]:
-    """Return the tokens that transformers itself decodes behind one prompt; `settings` are for generate()."""
+    """Return the tokens that transformers itself decodes after one prompt; `settings` are for generate()."""
     tokens = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=budget, pad_token_id=0,
                             **settings)
     return tokens[0, len(prompt):].tolist()

@@ -1,4 +1,4 @@
-"""Tiny models with infilling tokens: what the tests of the middle of a text share."""
+"""Tiny models with infilling tokens: what the tests of infilling share."""
 import copy
 from pathlib import Path
 from typing import Any

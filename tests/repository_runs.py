@@ -1,4 +1,4 @@
-"""Data sets whose files have something to say to one another: what the tests of pieces share."""
+"""Data sets whose files are about the same things: what the tests of repository context share."""
 import json
 import random
 from pathlib import Path

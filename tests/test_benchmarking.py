@@ -1,4 +1,4 @@
-"""benchmarking.py: what a run leaves behind, and what a mistake costs."""
+"""benchmarking.py: what a run writes, and what a mistake costs."""
 import importlib.util
 import json
 import math
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "short_methods")
 
 
 def test_results_of_a_run(folders: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The results lack a score, an interval or the settings, or the models were asked different things."""
+    """The results lack a score, an interval or the settings, or the models got different sets."""
     benchmarking.main(arguments(folders, tmp_path / "results", "--sample", 4, "--seed", 3))
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1].startswith(f"wrote {tmp_path / 'results'} in ")
@@ -80,9 +80,9 @@ def test_everything_is_reported(folders: SimpleNamespace, tmp_path: Path,
         assert fenced(text) in report
 
 
-def test_kotlin_is_asked_once_for_each_context(folders: SimpleNamespace, tmp_path: Path,
+def test_kotlin_is_evaluated_once_for_each_context(folders: SimpleNamespace, tmp_path: Path,
                                                capsys: pytest.CaptureFixture) -> None:
-    """A length of context is not asked, on other examples, without a score or an example shown, or its
+    """A length of context is left out, on other examples, without a score or an example shown, or its
     predictions are taken for those of another length."""
     own = with_files(folders, tmp_path / "data")
     metrics = run_stage(own, tmp_path / "results", "--context_tokens", 0, 40, 20, "--sample", 4,
@@ -112,7 +112,7 @@ def test_kotlin_is_asked_once_for_each_context(folders: SimpleNamespace, tmp_pat
                 for file, rows in found.items() if ".kotlin" in file}) == 1
     written = {tuple(row["prediction"] for row in sorted(rows[1:], key=lambda row: row["id"]))
                for file, rows in found.items() if ".kotlin" in file}
-    assert len(written) == 6  # something else behind each context
+    assert len(written) == 6  # something else given each context
 
 
 @pytest.mark.parametrize("contexts", [(0, 20), (20,)])
@@ -175,7 +175,7 @@ def test_mistakes_are_one_line(change: str, named: str, folders: SimpleNamespace
 
 
 def test_missing_benchmark_without_a_network_is_one_line(folders: SimpleNamespace, tmp_path: Path) -> None:
-    """Without the hub the user is left with a traceback, and not told which file to put where."""
+    """Without the hub the user is left with a traceback, without a word on which file to put where."""
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"),
                                 "NO_PROXY": "*", "no_proxy": "*"}
     command = arguments(folders, tmp_path / "results", "--codexglue_file", tmp_path / "missing.jsonl")

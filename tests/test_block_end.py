@@ -1,4 +1,4 @@
-"""pipeline/methods/block_end.py: where a block ends, however its text comes in pieces."""
+"""pipeline/methods/block_end.py: where a block ends, however its text is split."""
 import itertools
 import time
 
@@ -75,10 +75,10 @@ def test_the_pieces_do_not_matter(text: str, cuts: list[int]) -> None:
     assert not found or text[found[0] - 1] == "}"
 
 
-@pytest.mark.parametrize("piece", ["{", '"', '"""', "$", '"${', "/*", "\\", "'", "/", "a", '"$'])
-def test_a_text_that_is_long_takes_no_time(piece: str) -> None:
+@pytest.mark.parametrize("part", ["{", '"', '"""', "$", '"${', "/*", "\\", "'", "/", "a", '"$'])
+def test_a_text_that_is_long_takes_no_time(part: str) -> None:
     """A model that repeats itself, or a file on one line, holds up the run."""
-    text, rule, begun = piece * (200_000 // len(piece)), BlockEnd(), time.process_time()
+    text, rule, begun = part * (200_000 // len(part)), BlockEnd(), time.process_time()
     block_end(text)
     for place in range(0, len(text), 10):
         rule.feed(text[place:place + 10])

@@ -27,19 +27,19 @@ def short_model(folder: Path, positions: int) -> Path:
 
 def test_a_budget_that_leaves_no_prompt_shrinks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A model with a short context cannot be compared at all: the Python set's budget is larger than it; or
-    a budget that fits is another one than was asked for."""
+    a budget that fits is changed."""
     long, short = (ModelSource(str(short_model(tmp_path / str(number), number)), "") for number in (96, 32))
     adapter = ModelSource(str(tmp_path / "adapter"), "", adapter=str(tmp_path / "adapter"))
     capsys.readouterr()
-    for sources, asked, expected in (([long, short], 256, 16), ([long, adapter], 256, 48),
+    for sources, budget, expected in (([long, short], 256, 16), ([long, adapter], 256, 48),
                                      ([long, short], 31, 31), ([long, short], 32, 16), ([long], 95, 95)):
-        task = free_task(asked)
+        task = free_task(budget)
         fit_budgets([task], sources)
         assert task.max_new_tokens == expected
         notes = capsys.readouterr().err.splitlines()
-        assert len(notes) == (asked != expected)
+        assert len(notes) == (budget != expected)
         if notes:
-            assert notes[0].startswith(f"note: Free: a budget of {asked} new tokens leaves no room")
+            assert notes[0].startswith(f"note: Free: a budget of {budget} new tokens leaves no room")
 
 
 def test_a_benchmark_of_models_with_32_positions(folders: SimpleNamespace, tmp_path: Path,

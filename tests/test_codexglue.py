@@ -49,7 +49,7 @@ def test_reference_is_what_the_evaluator_scores(body: str, expected: str) -> Non
     ("def f(a=<NUM_LIT>):", "def f(a=0):"), ("def f(a,<EOL>b):", "def f(a,\nb):"),
     ("def f(a='<STR_LIT>'):", "def f(a=''):")])
 def test_signatures_become_ordinary_python(text: str, expected: str) -> None:
-    """The model is asked to go on from text that is not Python."""
+    """The prompt is text that is not Python."""
     assert plain_python(text) == expected
     ast.parse(plain_python(text) + " pass")
 
@@ -140,7 +140,7 @@ def test_a_literal_that_is_a_mark_s_end_reads_as_itself() -> None:
     ('return"zzz"', 'return""'), ("x = 'zzz'if a else'zzz'", "x = ''if a else''"),
     ("x = 1if a else'zzz'", "x = 1if a else''"), ('return"name"', 'return"name"'), ("f(a)or'#'", "f(a)or''"),
     ("print'# zzz'", "print''"), ("return r'zzz'", "return r''")])
-def test_a_quote_behind_a_word_begins_a_string(code: str, expected: str) -> None:
+def test_a_quote_after_a_word_begins_a_string(code: str, expected: str) -> None:
     """A literal is kept where nobody put a space before it, or a "#" in it ends the line."""
     assert normalize_python(code, COMMON) == expected
 
@@ -282,7 +282,7 @@ def test_the_same_method_is_scored_100(methods: list[Method]) -> None:
 
 
 def test_a_method_ends_where_the_next_code_begins(methods: list[Method]) -> None:
-    """The prediction loses its own end, or is judged with the function behind it."""
+    """The prediction loses its own end, or is scored with the function after it."""
     for number, (code, _, _) in enumerate(methods):
         body = "\n" + textwrap.indent(code.rstrip("\n"), "    ", lambda line: True)
         following = FOLLOWING[number % len(FOLLOWING)]

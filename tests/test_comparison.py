@@ -52,9 +52,9 @@ def test_another_model_costs_one_model(folders: SimpleNamespace, tmp_path: Path,
     capsys.readouterr()
     # other settings of the Kotlin set alone
     benchmarking.main(arguments(folders, tmp_path / "results", "--max_new_tokens", 3))
-    told = capsys.readouterr().err
-    assert told.count(" differs in max_new_tokens; ") == 2
-    assert "Python stand-in: 6 of 6 examples found" in told
+    printed = capsys.readouterr().err
+    assert printed.count(" differs in max_new_tokens; ") == 2
+    assert "Python stand-in: 6 of 6 examples found" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -97,10 +97,10 @@ def test_each_model_is_read_and_written_with_its_own_tokenizer(apart: SimpleName
         for task in tasks:
             header, *rows = found[task.name]
             assert header["header"]["tokenizer"] == tokenizer_identity(tokenizer)
-            asked = encode_prompts(tokenizer, contexts(task, tokenizer))
+            ids = encode_prompts(tokenizer, contexts(task, tokenizer))
             other = {apart.base: make_other_tokenizer, apart.merged: tiny_models.make_tokenizer}[folder]()
             assert (contexts(task, other) != contexts(task, tokenizer)) == bool(task.tokens.context)
-            expected = generate_batch(model, tokenizer, asked, task)
+            expected = generate_batch(model, tokenizer, ids, task)
             assert {row["id"]: row["prediction"] for row in rows} == {
                 example.id: result["text"] for example, result in zip(task.examples, expected, strict=True)}
 
@@ -146,10 +146,10 @@ def test_predictions_of_another_tokenizer_are_not_found_again(apart: SimpleNames
     before = {file: file.read_bytes() for file in (tmp_path / "predictions").iterdir()}
     capsys.readouterr()
     metrics = run_stage(apart, tmp_path, *CONTEXTS, "--tokenizer", apart.base)
-    told = capsys.readouterr().err
-    assert told.count(" differs in tokenizer; ") == 3
-    assert "llama on Kotlin: 6 of 6 examples found" in told
-    assert "other on Kotlin: 6 of 6 examples found" not in told
+    printed = capsys.readouterr().err
+    assert printed.count(" differs in tokenizer; ") == 3
+    assert "llama on Kotlin: 6 of 6 examples found" in printed
+    assert "other on Kotlin: 6 of 6 examples found" not in printed
     after = {file: file.read_bytes() for file in (tmp_path / "predictions").iterdir()}
     assert before.items() < after.items()
     assert len(after) == len(before) + 6

@@ -145,8 +145,8 @@ def test_mistakes_are_one_line(run_script: Callable, error_line: Callable, file:
 def test_two_texts_stand_beside_each_other_where_there_is_room(width: int, columns: bool,
                                                                complete: ModuleType) -> None:
     """Long lines run from one text into the other, or half of a text is lost."""
-    left = complete.Written("base: a", "x" * 100 + "\nshort", "told")
-    right = complete.Written("fine-tuned: b", "one\ntwo\nthree\nfour\nfive", "told")
+    left = complete.Written("base: a", "x" * 100 + "\nshort", "report")
+    right = complete.Written("fine-tuned: b", "one\ntwo\nthree\nfour\nfive", "report")
     shown = complete.beside(left, right, width)
     assert (" | " in shown) == columns
     assert max(map(len, shown.split("\n"))) <= max(width, 100)

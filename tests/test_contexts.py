@@ -25,7 +25,7 @@ def number_of_tokens(text: str) -> int:
 @given(TEXTS, st.integers(1, 150))
 @example("fun alpha(x: Int): Int {\n    val b", 4)  # fewer tokens with the line break before it
 def test_a_context_is_the_end_of_the_file_in_whole_lines(before: str, tokens: int) -> None:
-    """The model is asked with other text than the file's, with half a line first, or with more than it can
+    """The context is other text than the file's, begins with half a line, or is longer than the model can
     take."""
     [context] = contexts_of(tiny_models.make_tokenizer(), [before], tokens)
     assert before.endswith(context)

@@ -85,7 +85,7 @@ PUBLISHED = [
      None, ["<fim-prefix>", *A, "<fim-suffix>", *C, "<fim-middle>", *D, "<|endoftext|>"]),
     # facebookresearch/codellama, llama/generation.py, infilling_prompt_tokens(): [bos, PRE, prefix, SUF,
     # suffix, MID], or suffix first [bos, PRE, SUF, suffix, MID, prefix]; the suffix without the implicit
-    # space (encode_infilling), <EOT> behind the middle
+    # space (encode_infilling), <EOT> after the middle
     ("Code Llama", lambda: sentencepiece_like(LLAMA), "", "psm",
      ["<s>", "\u2581<PRE>", *LLAMA_A, "\u2581<SUF>", *LLAMA_C, "\u2581<MID>", *LLAMA_D, "\u2581<EOT>"]),
     ("Code Llama", lambda: sentencepiece_like(LLAMA), "", "spm",
@@ -111,7 +111,7 @@ PUBLISHED = [
 
 def sequence(tokenizer: Any, name: str = "", order: str | None = None,
              tokens: list[str] | None = None) -> list[str]:
-    """Return the tokens of the example above, as a model of that vocabulary is taught them."""
+    """Return the tokens of the example above, as a model of that vocabulary is trained on them."""
     found = find_format(tokenizer, name, order, tokens)
     [prefix], [suffix, middle] = encode_beginnings(tokenizer, [PREFIX]), encode_within(tokenizer,
                                                                                       [SUFFIX, MIDDLE])
@@ -122,7 +122,7 @@ def sequence(tokenizer: Any, name: str = "", order: str | None = None,
                          ids=[f"{row[0]}-{row[3]}" for row in PUBLISHED])
 def test_sequences_are_those_that_the_families_published(family: str, make: Any, name: str, order: str | None,
                                                          expected: list[str]) -> None:
-    """A model is asked, or taught, in a format that it was never trained in, and answers with noise."""
+    """A model is prompted, or trained, in a format that it does not know, and answers with noise."""
     tokenizer = make()
     assert find_format(tokenizer, name, order).family == family
     assert sequence(tokenizer, name, order) == expected
@@ -135,7 +135,7 @@ def test_every_family_has_an_example() -> None:
 
 
 def test_a_prompt_is_the_sequence_up_to_the_middle() -> None:
-    """What the benchmark asks is not what training taught."""
+    """The benchmark's prompts are not those of training."""
     for _, make, name, order, _ in PUBLISHED:
         found = find_format(make(), name, order)
         whole, prompt = found.sequence([5, 6], [7], [8, 9]), found.prompt([5, 6], [7])
@@ -154,7 +154,7 @@ def test_text_that_looks_like_a_mark_stays_text() -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n    x", "x", "  x", "}", "\n"])
 def test_what_stands_within_a_text_has_no_space_of_its_own(text: str) -> None:
-    """With sentencepiece, the suffix begins with a space that is not there, and the middle is taught to."""
+    """With sentencepiece, the suffix begins with a space that is not there; so does the middle."""
     for tokenizer in (sentencepiece_like(LLAMA), byte_level(QWEN), tiny_models.make_tokenizer()):
         [ids] = encode_within(tokenizer, [text])
         [before] = encode_beginnings(tokenizer, ["ab"])
@@ -170,7 +170,7 @@ def test_the_beginning_of_a_text_is_found() -> None:
 
 
 def test_tokens_by_hand() -> None:
-    """A model without such tokens cannot be taught infilling, or with tokens that mean something else."""
+    """A model without FIM tokens cannot be trained with FIM, or is with tokens of another meaning."""
     tokenizer = byte_level(["<a>", "<b>", "<c>"])
     assert find_format(tokenizer, "") is None
     found = find_format(tokenizer, "", None, ["<a>", "<b>", "<c>"])
@@ -191,7 +191,7 @@ def test_tokens_by_hand() -> None:
     (["<a>", "<b>", "<|endoftext|>"], "<|endoftext|> is the end-of-text token of m"),
 ])
 def test_tokens_that_cannot_be_used(tokens: list[str], said: str) -> None:
-    """A run of hours is taught with a token that ends texts, or fails with a KeyError."""
+    """A run of hours trains with a token that ends texts, or fails with a KeyError."""
     with pytest.raises(PipelineError) as error:
         find_format(byte_level(["<a>", "<b>", "<c>"]), "m", None, tokens)
     assert said in str(error.value)
@@ -202,7 +202,7 @@ def test_tokens_that_cannot_be_used(tokens: list[str], said: str) -> None:
     (["<fim_prefix>", "<fim_suffix>"], "it lacks <fim_middle> of StarCoder's"),
 ])
 def test_the_tokens_that_are_missing_are_named(specials: list[str], said: str) -> None:
-    """The user is told that something is missing, but not what, nor what to do."""
+    """The message says that something is missing, but not what, nor what to do."""
     error = str(missing_tokens(byte_level(specials), "phi"))
     assert said in error
     assert "--fim_tokens PREFIX SUFFIX MIDDLE" in error
@@ -210,7 +210,7 @@ def test_the_tokens_that_are_missing_are_named(specials: list[str], said: str) -
 
 
 def test_an_order_without_its_token() -> None:
-    """A Codestral without [MIDDLE] is taught sequences in which its prefix token stands for the middle."""
+    """A Codestral without [MIDDLE] is trained on sequences with its prefix token in place of the middle's."""
     with pytest.raises(PipelineError, match=r"--fim_order psm: m has no token \[MIDDLE\]"):
         find_format(sentencepiece_like(["[PREFIX]", "[SUFFIX]"]), "m", "psm")
 

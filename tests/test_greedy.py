@@ -75,12 +75,12 @@ def test_the_stop_rule_sees_the_whole_text_at_every_token(tokens: list[int]) -> 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.integers(1, 300), st.sampled_from(["{", "}", '"', '"""', "${", "//", "☃}", "é"])
                           ), max_size=40))
-def test_a_block_ends_with_the_token_that_closes_it(pieces: list[int | str]) -> None:
-    """A method runs on behind its brace, because the token that closes it holds more than that, or a part of
+def test_a_block_ends_with_the_token_that_closes_it(parts: list[int | str]) -> None:
+    """A method runs on after its brace, because the token that closes it holds more than that, or a part of
     a character; or it ends before."""
     tokenizer = tiny_models.make_tokenizer()
-    tokens = [token for piece in pieces
-              for token in ([piece] if isinstance(piece, int) else tokenizer(piece)["input_ids"])]
+    tokens = [token for part in parts
+              for token in ([part] if isinstance(part, int) else tokenizer(part)["input_ids"])]
     written = Continuation(tokenizer, block_task(100), {0}, [])
     for number, token in enumerate(tokens, start=1):
         over = written.add(token)
@@ -116,7 +116,7 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning() -> None:
 
 
 def test_a_stop_rule_ends_its_row_alone() -> None:
-    """The end of one method cuts the predictions beside it, or the text behind the end is kept."""
+    """The end of one method cuts the predictions beside it, or the text after the end is kept."""
     model, tokenizer, rows = tiny_models.make_model("llama"), tiny_models.make_tokenizer(), prompts()
     with torch.inference_mode():
         free = generate_batch(model, tokenizer, rows, free_task(20))

@@ -39,8 +39,8 @@ def test_out_of_memory_halves_the_batch(fits: int, folders: SimpleNamespace, tmp
         assert {row["rows"] for rows in expected for row in rows.values()} == {6}
         assert {row["rows"] for rows in found for row in rows.values()} == {fits}
         assert found == [{key: row | {"rows": fits} for key, row in rows.items()} for rows in expected]
-        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("out of memory")]
-        assert len(told) == 4 * {3: 1, 1: 3}[fits]  # of 6 prompts 3, and then 2 and 1
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("out of memory")]
+        assert len(notes) == 4 * {3: 1, 1: 3}[fits]  # of 6 prompts 3, and then 2 and 1
     else:
         with pytest.raises(SystemExit) as stop:
             benchmarking.main(arguments(folders, tmp_path / "halved", "--batch_size", 6))

@@ -1,4 +1,4 @@
-"""prompts/repository_form.py: how pieces and paths stand before a file, in the form of each family."""
+"""prompts/repository_form.py: snippets and paths before a file, in the form of each family."""
 import copy
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.prompts.repository_form import (
 )
 from pipeline.run.errors import PipelineError
 
-PIECES = [Snippet("core/Gate.kt", "class Gate {\n    fun open() = 1\n}"),
+SNIPPETS = [Snippet("core/Gate.kt", "class Gate {\n    fun open() = 1\n}"),
           Snippet("core/Tide.kt", "val tide = 2")]
 QWEN, STARCODER = FAMILIES["Qwen2.5-Coder"], FAMILIES["StarCoder2"]
 
@@ -50,11 +50,11 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
     (COMMENTED, "// core/Tide.kt\nval tide = 2\n"
                 "// core/Gate.kt\nclass Gate {\n    fun open() = 1\n}\n// app/Main.kt\n")])
 def test_the_published_formats(form: RepositoryPrompt, expected: str) -> None:
-    """A model is asked in another way than its family was taught: the best piece last, then the file."""
+    """The prompt is not that of the family's training: the best snippet last, then the file."""
     tokenizer = tokenizer_with(*filter(None, (form.repository, form.file)))
-    prefix = Prefixes(tokenizer, form).before("harbour", "app/Main.kt", PIECES, 300)
+    prefix = Prefixes(tokenizer, form).before("harbour", "app/Main.kt", SNIPPETS, 300)
     assert text_of(tokenizer, prefix.ids) == expected
-    assert prefix.shown == PIECES
+    assert prefix.shown == SNIPPETS
     if form.file:
         assert prefix.ids.count(tokenizer.convert_tokens_to_ids(form.file)) == 3
 
@@ -62,10 +62,10 @@ def test_the_published_formats(form: RepositoryPrompt, expected: str) -> None:
 @pytest.mark.parametrize(("tokens", "expected"), [
     (("<|repo_name|>", "<|file_sep|>", "<|fim_prefix|>"), QWEN),
     (("<repo_name>", "<file_sep>", "<fim_prefix>"), STARCODER),
-    (("<repo_name>", "<file_sep>"), COMMENTED),  # as SmolLM2 has them, which was not taught with them
+    (("<repo_name>", "<file_sep>"), COMMENTED),  # as SmolLM2 has them, which was not trained with them
     (("<file_sep>",), COMMENTED), ((), COMMENTED)])
 def test_the_form_is_that_of_the_vocabulary(tokens: tuple[str, ...], expected: RepositoryPrompt) -> None:
-    """A model is asked with tokens that it has not, or not with those that it knows."""
+    """A model is prompted with tokens that it does not have, or without those that it knows."""
     tokenizer = tokenizer_with(*tokens)
     assert prompt_form(tokenizer) == expected
     manifest = {MANIFEST_ENTRY: expected._asdict()}
@@ -74,7 +74,7 @@ def test_the_form_is_that_of_the_vocabulary(tokens: tuple[str, ...], expected: R
 
 
 def test_a_manifest_that_says_nothing_or_nonsense() -> None:
-    """A model is asked in a form that its tokenizer has no tokens for, or with a traceback."""
+    """A model is prompted in a form that its tokenizer has no tokens for, or with a traceback."""
     tokenizer = tiny_models.make_tokenizer()
     assert form_of_manifest(None, tokenizer, "m") is None
     assert form_of_manifest({"adapter_manifest": None}, tokenizer, "m") is None
@@ -85,7 +85,7 @@ def test_a_manifest_that_says_nothing_or_nonsense() -> None:
 
 
 def test_text_that_looks_like_a_token_stays_text() -> None:
-    """A file that writes about such models ends its piece, or begins another repository."""
+    """A file that writes about such models ends its snippet, or begins another repository."""
     tokenizer = tokenizer_with("<repo_name>", "<file_sep>")
     evil = [Snippet("a<file_sep>.kt", "val a = \"<file_sep><repo_name>\"")]
     prefix = Prefixes(tokenizer, STARCODER).before("<repo_name>", "b<file_sep>.kt", evil, 300)
@@ -96,21 +96,21 @@ def test_text_that_looks_like_a_token_stays_text() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 30), max_size=6), st.integers(1, 400), st.sampled_from([COMMENTED, STARCODER]))
 def test_there_is_room(lines: list[int], tokens: int, form: RepositoryPrompt) -> None:
-    """A prompt is longer than was asked for, or a piece is shown that the best has no room for."""
+    """A prompt is too long, or a worse snippet takes the room of a better one."""
     tokenizer = tokenizer_with("<repo_name>", "<file_sep>")
-    pieces = [Snippet(f"p{i}.kt", "".join(f"    val line{j} = {i}\n" for j in range(number)))
+    snippets = [Snippet(f"p{i}.kt", "".join(f"    val line{j} = {i}\n" for j in range(number)))
               for i, number in enumerate(lines)]
-    prefix = Prefixes(tokenizer, form).before("code", "Main.kt", pieces, tokens)
+    prefix = Prefixes(tokenizer, form).before("code", "Main.kt", snippets, tokens)
     assert len(prefix.ids) <= tokens
-    for shown, piece in zip(prefix.shown[:-1], pieces, strict=False):
-        assert shown == piece
+    for shown, snippet in zip(prefix.shown[:-1], snippets, strict=False):
+        assert shown == snippet
     if prefix.shown:
-        last, whole = prefix.shown[-1], pieces[len(prefix.shown) - 1]
+        last, whole = prefix.shown[-1], snippets[len(prefix.shown) - 1]
         assert whole.text.startswith(last.text)
         assert last == whole or last.text.count("\n") + 1 >= FEWEST_LINES
         text = text_of(tokenizer, prefix.ids)
         assert text.endswith("Main.kt\n")
-        assert [text.count(piece.text) >= 1 for piece in prefix.shown] == [True] * len(prefix.shown)
+        assert [text.count(snippet.text) >= 1 for snippet in prefix.shown] == [True] * len(prefix.shown)
 
 
 def test_what_every_text_begins_with_stands_first() -> None:
@@ -120,7 +120,7 @@ def test_what_every_text_begins_with_stands_first() -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", number)])
     prefixes = Prefixes(tokenizer, COMMENTED)
-    prefix = prefixes.before("code", "Main.kt", PIECES, 200)
+    prefix = prefixes.before("code", "Main.kt", SNIPPETS, 200)
     [file] = encode_prompts(tokenizer, ["fun main()"])
     assert file[0] == number
     for ids in (file, file[1:]):
@@ -132,7 +132,7 @@ def test_no_room_no_pieces_and_no_path() -> None:
     """A repository without other files, or a file without a path, ends in a traceback."""
     tokenizer = tiny_models.make_tokenizer()
     prefixes = Prefixes(tokenizer, COMMENTED)
-    assert prefixes.before("code", "Main.kt", PIECES, 2) == ([], [])
+    assert prefixes.before("code", "Main.kt", SNIPPETS, 2) == ([], [])
     assert text_of(tokenizer, prefixes.before("code", "Main.kt", [], 100).ids) == "// Main.kt\n"
     assert text_of(tokenizer, prefixes.before("", None, [Snippet("", "val a = 1")], 100).ids) \
         == "\nval a = 1\n\n"
@@ -142,7 +142,7 @@ def test_no_room_no_pieces_and_no_path() -> None:
     ("a/b.kt", "// a/b.kt"), ("a/b.py", "# a/b.py"), ("b.LUA", "-- b.LUA"), ("b.css", "/* b.css */"),
     ("b.html", "<!-- b.html -->"), ("Makefile", "// Makefile"), ("b.unknown", "// b.unknown")])
 def test_paths_are_comments_of_the_language(path: str, heading: str) -> None:
-    """A path before a piece reads as code."""
+    """A path before a snippet reads as code."""
     tokenizer = tiny_models.make_tokenizer()
     ids = Prefixes(tokenizer, COMMENTED).before("", path, [], 100).ids
     assert text_of(tokenizer, ids) == f"{heading}\n"

@@ -32,7 +32,7 @@ def tasks_of(folders: SimpleNamespace, *options: object, processes: Processes | 
     (("--context_tokens", 30, 0, 30), ["Kotlin, 30 tokens of context", "Kotlin"])])
 def test_a_set_for_each_context(options: tuple, names: list[str], folders: SimpleNamespace,
                                 tmp_path: Path) -> None:
-    """A context that was asked for is left out, asked twice, or on other examples than the others."""
+    """A context is left out, evaluated twice, or on other examples than the others."""
     tasks = tasks_of(with_files(folders, tmp_path / "data", test=12), *options, "--sample", 5)
     assert [task.name for task in tasks] == ["Python stand-in", *names]
     drawn = {tuple((e.id, e.reference, e.group) for e in task.examples) for task in tasks[1:]}
@@ -53,21 +53,20 @@ def test_without_whole_files_the_one_chunk_set_is_left(options: tuple, left_out:
     assert [line.rsplit(", not ")[1] for line in notes] == [f"{n} tokens of context" for n in left_out]
 
 
-@pytest.mark.parametrize(("rank", "options", "told"), [(0, (), True), (1, (), False),
+@pytest.mark.parametrize(("rank", "options", "reported"), [(0, (), True), (1, (), False),
                                                        (0, ("--sample", 3), False)])
-def test_a_sample_that_was_chosen_is_told_once(rank: int, options: tuple, told: bool,
+def test_a_chosen_sample_is_reported_once(rank: int, options: tuple, reported: bool,
                                                folders: SimpleNamespace, monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture) -> None:
-    """The user does not know why another number of examples is asked than he read of; or every process draws
-    its own."""
+    """The user does not learn how many examples are evaluated; or every process draws its own."""
     class Two(Processes):
         def agree(self, make: object) -> int:
             return 2 if self.rank else make()
 
-    monkeypatch.setattr(sets, "choose_sample", lambda asked, *rest: asked or 2)
+    monkeypatch.setattr(sets, "choose_sample", lambda sample, *rest: sample or 2)
     tasks = tasks_of(folders, *options, processes=Two(rank, 2))
     assert {len(task.examples) for task in tasks} == {3 if options else 2}
-    assert ("2 examples of each set (--sample chooses)" in capsys.readouterr().err) == told
+    assert ("2 examples of each set (--sample chooses)" in capsys.readouterr().err) == reported
 
 
 def test_only_codexglues_own_file_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

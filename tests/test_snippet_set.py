@@ -1,4 +1,4 @@
-"""pipeline/retrieval/snippet_set.py: Kotlin with pieces of the repository before the file."""
+"""pipeline/retrieval/snippet_set.py: Kotlin with repository context."""
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,22 +35,22 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tasks_of(port: Path, folder: Path, tokens: int = 400) -> tuple[Task, Task]:
-    """Return the set without pieces and the one with them."""
+    """Return the set without repository context and the one with it."""
     tokenizer = tiny_models.make_tokenizer()
     plain = kotlin_task(str(port), 0, 0, 12, 60, tokenizer)
     return plain, repository_task(plain, str(port), tokens, COMMENTED, tokenizer, folder)
 
 
-def test_pieces_and_path_stand_before_the_same_context(port: Path, tmp_path: Path) -> None:
-    """A model is asked with other text before the cut, with pieces of the test's own files, or with more
-    than was asked for."""
+def test_snippets_and_path_precede_the_same_context(port: Path, tmp_path: Path) -> None:
+    """The context differs from that of the plain set, snippets are of the test's own files, or there are too
+    many tokens."""
     tokenizer = tiny_models.make_tokenizer()
-    plain, asked = tasks_of(port, tmp_path)
+    plain, task = tasks_of(port, tmp_path)
     train = set(datasets.load_from_disk(str(port / "files"))["train"]["path"])
     ids_of_contexts = encode_prompts(tokenizer, contexts(plain, tokenizer))
     assert prompter(plain, tokenizer).prompts(plain.places()) == ids_of_contexts
-    for context, ids, example in zip(ids_of_contexts, prompter(asked, tokenizer).prompts(asked.places()),
-                                     asked.examples, strict=True):
+    for context, ids, example in zip(ids_of_contexts, prompter(task, tokenizer).prompts(task.places()),
+                                     task.examples, strict=True):
         assert ids[-len(context):] == context
         before = tokenizer.decode(ids[:-len(context)])
         assert 0 < len(ids) - len(context) <= 400
@@ -58,22 +58,22 @@ def test_pieces_and_path_stand_before_the_same_context(port: Path, tmp_path: Pat
         assert example.place.path.startswith("src/test/")
         assert example.prompt == before + tokenizer.decode(context)
         assert example.place.snippets
-        assert {piece.path for piece in example.place.snippets} <= train
+        assert {snippet.path for snippet in example.place.snippets} <= train
         assert example.place.snippets[0].text.strip() in example.best_snippet
         name = example.reference.split("val ")[1][:4]
         assert name in example.place.snippets[0].text  # it is about the same thing
-    assert [e.id for e in plain.examples] == [e.id for e in asked.examples]
-    assert plain.name == asked.twin
+    assert [e.id for e in plain.examples] == [e.id for e in task.examples]
+    assert plain.name == task.twin
     assert "repository" not in plain.settings
-    assert asked.settings["repository"] == "400 tokens of repository context, paths as comments"
+    assert task.settings["repository"] == "400 tokens of repository context, paths as comments"
 
 
-def test_each_model_reads_pieces_with_its_own_tokenizer(port: Path, tmp_path: Path) -> None:
+def test_snippets_are_tokenized_with_each_models_tokenizer(port: Path, tmp_path: Path) -> None:
     """A model with another tokenizer gets numbers that mean something else to it, or too many."""
     other = make_other_tokenizer()
-    plain, asked = tasks_of(port, tmp_path)
-    for ids, context, example in zip(prompter(asked, other).prompts(asked.places()), contexts(plain, other),
-                                     asked.examples, strict=True):
+    plain, task = tasks_of(port, tmp_path)
+    for ids, context, example in zip(prompter(task, other).prompts(task.places()), contexts(plain, other),
+                                     task.examples, strict=True):
         text = other.decode(ids)
         assert text.endswith(f"// {example.place.path}\n{context}")
         assert len(ids) <= 400 + len(other(context)["input_ids"])
@@ -81,34 +81,34 @@ def test_each_model_reads_pieces_with_its_own_tokenizer(port: Path, tmp_path: Pa
 
 def test_answers_in_the_pieces_are_found(port: Path, tmp_path: Path) -> None:
     """A table shows how well a model copies, and nobody knows how often it could."""
-    _, asked = tasks_of(port, tmp_path)
+    _, task = tasks_of(port, tmp_path)
     test = datasets.load_from_disk(str(port / "files"))["test"]
     copied = {test[0]["path"]}
-    inside = [example for example in asked.examples if example.in_snippets]
+    inside = [example for example in task.examples if example.in_snippets]
     assert inside
     assert {example.place.path for example in inside} == copied
     for example in inside:
         assert " ".join(example.completion.split()) in " ".join(example.prompt.split())
-    [(name, left)] = asked.parts.items()
+    [(name, left)] = task.parts.items()
     assert name == f"{SET}, {WITHOUT}"
-    rest = [asked.examples[i] for i in left]
-    assert len(rest) == len(asked.examples) - len(inside)
+    rest = [task.examples[i] for i in left]
+    assert len(rest) == len(task.examples) - len(inside)
     assert not any(example.in_snippets for example in rest)
     assert without_answers("Kotlin", rest) == without_answers("Kotlin", inside) == {}
 
 
 @pytest.mark.parametrize("marks", [infilling_runs.MARKS, infilling_runs.UNUSED])
-def test_pieces_stand_before_the_marks(port: Path, tmp_path: Path, marks: tuple[str, ...]) -> None:
-    """Of pieces and the text behind the cursor, a model is asked with one only, or with the pieces between
-    the marks, where it would take them for its file."""
+def test_snippets_precede_the_fim_tokens(port: Path, tmp_path: Path, marks: tuple[str, ...]) -> None:
+    """Of snippets and the text after the cursor, a prompt has only one, or the snippets stand between the FIM
+    tokens, as if they were of the file."""
     tokenizer = infilling_runs.with_tokens(*marks)
     models = [ModelSource("base", "1"), ModelSource("tuned", "2")]
     given = list(marks) if marks is infilling_runs.UNUSED else None
     manifest = {"infilling": find_format(tokenizer, "", None, given).described()}
     formats = choose_formats(models, [tokenizer, tokenizer], manifest)
     plain = kotlin_task(str(port), 0, 0, 12, 60, tokenizer)
-    with_pieces = repository_task(plain, str(port), 400, COMMENTED, tokenizer, tmp_path)
-    middle, both = (infilling_task(task, 20, formats) for task in (plain, with_pieces))
+    with_snippets = repository_task(plain, str(port), 400, COMMENTED, tokenizer, tmp_path)
+    middle, both = (infilling_task(task, 20, formats) for task in (plain, with_snippets))
     assert (middle.name, both.name, both.twin, middle.twin) == (
         "Kotlin, infilling", "Kotlin, infilling, 400 tokens of repository context", "Kotlin, infilling", "")
     assert [*both.parts] == [f"{both.name}, {WITHOUT}"]
@@ -116,21 +116,21 @@ def test_pieces_stand_before_the_marks(port: Path, tmp_path: Path, marks: tuple[
     assert [form is None for form in formats] == [marks is infilling_runs.UNUSED, False]
     for form in formats:
         rows = [prompter(task, tokenizer, form).prompts(task.places())
-                for task in (middle, both, with_pieces)]
-        for alone, ids, example, behind in zip(rows[0], rows[1], both.examples, rows[2], strict=True):
+                for task in (middle, both, with_snippets)]
+        for alone, ids, example, own in zip(rows[0], rows[1], both.examples, rows[2], strict=True):
             assert ids[-len(alone):] == alone
-            pieces = tokenizer.decode(ids[:-len(alone)])
-            assert pieces.endswith(f"// {example.place.path}\n")
-            assert tokenizer.decode(behind).startswith(pieces)
+            before = tokenizer.decode(ids[:-len(alone)])
+            assert before.endswith(f"// {example.place.path}\n")
+            assert tokenizer.decode(own).startswith(before)
             assert not {*marks} & {*tokenizer.convert_ids_to_tokens(ids[:-len(alone)])}
-            # the base was not taught marks that were given by hand
+            # the base was not trained with tokens that were given by hand
             marked = ids[-len(alone)] == tokenizer.convert_tokens_to_ids(marks[0])
             assert marked is (form is not None)
 
 
-def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
+def test_a_run_with_snippets(port: Path, folders: SimpleNamespace, tmp_path: Path,
                            capsys: pytest.CaptureFixture) -> None:
-    """What the pieces are worth, how many answers they give away, or the baseline that copies from them is
+    """The gain of the snippets, how many answers they hold, or the baseline that copies from them is
     computed and shown nowhere; or a second run looks for everything again."""
     own = SimpleNamespace(**vars(folders) | {"data": port})
     options = ("--repository_tokens", 400, "--context_tokens", 60, "--sample", 12, "--baselines")
@@ -165,8 +165,8 @@ def test_a_run_with_pieces(port: Path, folders: SimpleNamespace, tmp_path: Path,
     assert kept.read_bytes() == before
 
 
-def test_the_form_is_the_one_that_was_taught(capsys: pytest.CaptureFixture) -> None:
-    """A model is asked in another form than it was taught in."""
+def test_the_form_is_that_of_training(capsys: pytest.CaptureFixture) -> None:
+    """A model is prompted in another form than it was trained with."""
     plain = tiny_models.make_tokenizer()
     assert choose_form({"adapter_manifest": {MANIFEST_ENTRY: COMMENTED._asdict()}}, "m",
                        [plain, plain]) == COMMENTED
@@ -175,7 +175,7 @@ def test_the_form_is_the_one_that_was_taught(capsys: pytest.CaptureFixture) -> N
     assert "m was not trained" in capsys.readouterr().err
 
 
-def test_without_whole_files_there_are_no_pieces(folders: SimpleNamespace, tmp_path: Path,
+def test_without_whole_files_there_are_no_snippets(folders: SimpleNamespace, tmp_path: Path,
                                                  capsys: pytest.CaptureFixture) -> None:
     """A data set of an older version ends in a traceback."""
     plain = kotlin_task(str(folders.data), 0, 0, 12)

@@ -83,8 +83,8 @@ def save_cut_anywhere(folder: Path, files: int = 5) -> dict[int, str]:
 
 @pytest.mark.parametrize("tokens", [1, 7, 40, 200, 10_000])
 def test_a_context_is_the_end_of_the_file_before_the_cut(tokens: int, tmp_path: Path) -> None:
-    """A model is asked with text that does not stand before the cut, with the answer in it, with more tokens
-    than were asked for, or from the middle of a line where a whole one fits."""
+    """The prompt is text of another place, holds the answer, has too many tokens, or begins within a line
+    although a whole one fits."""
     texts, tokenizer = save_cut_anywhere(tmp_path / "data"), tiny_models.make_tokenizer()
     plain = kotlin_task(str(tmp_path / "data"), 0, 0, 9)
     task = kotlin_task(str(tmp_path / "data"), 0, 0, 9, tokens, tokenizer)
@@ -184,7 +184,7 @@ def test_pairs_that_no_file_holds_have_no_context(change: str, known: bool, fold
     ({"arguments": {"chunk_tokens": 37}, "outputs": {}}, 37), (None, 100)])
 def test_budget_of_a_hub_data_set(manifest: dict[str, Any] | None, budget: int, folders: SimpleNamespace,
                                   tmp_path: Path) -> None:
-    """A hub data set of long chunks gets the budget of short ones, and nobody is told."""
+    """A hub data set of long chunks gets the budget of short ones, without a note."""
     name = f"tester/data{budget}"
     datasets.load_from_disk(str(folders.data))["test"].to_parquet(tmp_path / "test.parquet")
     files = {"data/test.parquet": (tmp_path / "test.parquet").read_bytes(),

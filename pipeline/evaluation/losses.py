@@ -45,7 +45,8 @@ def batch_losses(model: Any, rows: list[tuple[list[int], list[int]]]) -> list[tu
 def reference_losses(source: ModelSource, model: Callable[[], Any], prompter: Prompter, task: Task,
                      header: dict[str, Any], folder: Path,
                      processes: Processes = ALONE) -> list[tuple[float, int]]:
-    """Return (nats, tokens) of each example's reference, from the file of an earlier run where it has them.
+    """Return (nats, tokens) of each example's reference, reused from the file of an earlier run where
+    possible.
 
     `header` is that of the predictions; the losses depend on all of it but DECODING_KEYS.
     """

@@ -1,4 +1,4 @@
-"""A model's prediction for each example, from the file of an earlier run where it has it."""
+"""A model's prediction for each example, reused from the file of an earlier run."""
 import argparse
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +30,8 @@ def predict(source: ModelSource, model: Callable[[], Any], prompter: Prompter, t
             header: dict[str, Any], folder: Path, batch_size: int,
             generate: Callable[..., list[dict[str, Any]]] = generate_batch, processes: Processes = ALONE,
             prompts_per_call: int = 0) -> tuple[list[str], list[bool]]:
-    """Return the raw prediction of every example, from the file of an earlier run where it has them, and
-    whether it ended by itself.
+    """Return the raw prediction of every example, reused from the file of an earlier run where possible,
+    and whether it ended by itself.
 
     `model` loads the model, and is called only if something is missing.  `prompts_per_call`: for an engine
     that makes its own batches; so many are written to the file at a time.

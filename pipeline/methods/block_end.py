@@ -1,5 +1,5 @@
-"""The stop rule of languages with braces: where the block that the prompt opened is closed, while it is
-written."""
+"""The stop rule of languages with braces: where the block that the prompt opened is closed, during
+decoding."""
 import copy
 import re
 
@@ -14,13 +14,13 @@ _ENDS = {STRING: '"\n', CHARACTER: "'\n", NAME: "`\n", LINE: "\n"}  # a line's e
 
 
 class BlockEnd:
-    """Finds the brace that closes a block of Kotlin, in a text that is given piece by piece.
+    """Finds the brace that closes a block of Kotlin, in a text that is given in parts.
 
-    The text begins behind the block's opening brace.  Braces do not count in strings (but in the code of a
+    The text begins after the block's opening brace.  Braces do not count in strings (but in the code of a
     template, `"${…}"`), raw strings, characters, names in backticks, and comments, which nest.  So does
     Kotlin's lexer (JetBrains/kotlin, compiler/psi/src/org/jetbrains/kotlin/lexer/Kotlin.flex): a string or
     character that a line end breaks off ends there, and of a run of quotes the last three end a raw string.
-    Time: linear in the text, whatever the pieces.  Memory: what is open, and a few characters.
+    Time: linear in the text, however it is split.  Memory: what is open, and a few characters.
     """
 
     LAST = "}"
@@ -31,18 +31,18 @@ class BlockEnd:
         self.open: list[list[int]] = [[CODE, braces]]
         self.held = ""  # the last characters, where what follows decides what they are
         self.read = 0  # characters
-        self.dollars = 0  # that stand at the end, in code: of a string behind them
-        self.end: int | None = None  # where the text ended: behind the brace
+        self.dollars = 0  # at the end, in code: of a string that may follow
+        self.end: int | None = None  # where the text ended: after the brace
 
     def copy(self) -> "BlockEnd":
-        """Return one that goes on from here by itself."""
+        """Return an independent copy."""
         other = copy.copy(self)
         other.open = [part.copy() for part in self.open]
         return other
 
     def closing(self, text: str) -> str:
         """Return what closes the string, character, name or comment that is open at the end of `text`, the
-        last piece; nothing where that is in code."""
+        last part; nothing if that is in code."""
         kind, number = self.open[-1]
         if kind == CODE:
             return '"' if self.held == '"' else ""
@@ -52,13 +52,13 @@ class BlockEnd:
         return escaped + {STRING: '"', RAW: '"""', CHARACTER: "'", NAME: "`", COMMENT: " */" * number,
                           LINE: "\n"}[kind]
 
-    def feed(self, piece: str) -> int | None:
-        """Take the next piece; return where in the whole text the block has ended, or None while it goes
-        on."""
+    def feed(self, part: str) -> int | None:
+        """Take the next part; return the offset in the whole text at which the block has ended, or None while
+        it goes on."""
         if self.end is not None:
             return self.end
-        text, self.held = self.held + piece, ""
-        self.read += len(piece)
+        text, self.held = self.held + part, ""
+        self.read += len(part)
         place: int | None = 0
         while place is not None and place < len(text) and self.end is None:
             kind = self.open[-1][0]
@@ -74,7 +74,7 @@ class BlockEnd:
         return self.end
 
     def _in_code(self, text: str, place: int) -> int | None:
-        """Return the place behind what stands at `place` in code; None where it is not yet decided."""
+        """Return the place after the token at `place` in code; None if it is not yet decided."""
         character, dollars, self.dollars = text[place], self.dollars, 0
         if character in "{}":
             self.open[-1][1] += 1 if character == "{" else -1
@@ -106,8 +106,7 @@ class BlockEnd:
         return place + 1
 
     def _within(self, kind: int, text: str, place: int) -> int | None:
-        """Return the place behind what stands at `place` in what is open; None where it is not yet
-        decided."""
+        """Return the place after the token at `place` in what is open; None if it is not yet decided."""
         character = text[place]
         if character == "\\":  # an escape
             return place + 2 if place + 1 < len(text) else None
@@ -133,7 +132,7 @@ class BlockEnd:
         return place + 1
 
     def _template(self, text: str, place: int) -> int | None:
-        """Return the place behind the dollars at `place`, and behind the brace of the template that they
+        """Return the place after the dollars at `place`, and after the brace of the template that they
         open."""
         end, wanted = _DOLLARS.match(text, place).end(), self.open[-1][1]
         if end == len(text):
@@ -146,10 +145,10 @@ class BlockEnd:
     @staticmethod
     def _hold(text: str, number: int) -> int:
         """Return the place from which a run that is not over is looked at again: its last `number`
-        characters say as much as all of it."""
+        characters decide as much as all of it."""
         return len(text) - number
 
 
 def block_end(text: str) -> int | None:
-    """Return where in a text the block has ended that was opened before it, or None: `BlockEnd` at once."""
+    """Return the offset in a text at which the block that was opened before it ends, or None."""
     return BlockEnd().feed(text)

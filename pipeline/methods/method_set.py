@@ -25,7 +25,7 @@ from pipeline.tasks.task import (
 
 # after the name of the set, the part of it whose methods have documentation
 WITH_DOCUMENTATION = {"Kotlin": "with KDoc", "Java": "with Javadoc"}
-FEWEST_DOCUMENTED = 10  # of which fewer say nothing
+FEWEST_DOCUMENTED = 10  # fewer give no meaningful score
 STOP_FORMAT = "2"  # of the stop rule: predictions made under another one are not reused
 
 
@@ -52,15 +52,15 @@ def methods_task(dataset: str, sample: int, seed: int, max_new_tokens: int = 0, 
     methods, files = load_methods(dataset, "test"), load_files(dataset, ("test",))
     if methods is None or files is None:
         print(f"note: --dataset {dataset}: holds no methods of its test split; they are left out "
-              "(preprocess_data.py writes them, where it has a grammar)", file=sys.stderr)
+              "(preprocess_data.py writes them for languages with a grammar)", file=sys.stderr)
         return None
     chosen, texts = draw(len(methods), sample, seed), FileTexts(files["test"])
     examples, documented = [], []
     for number, row in zip(chosen, methods.select(chosen), strict=True):
         text = texts.text(row["source_line"]) or ""
         if (place := place_of(row, text)) is None:
-            raise PipelineError(f"--dataset {dataset}: method {number} of its test split does not stand in "
-                                "its file; run preprocess_data.py again")
+            raise PipelineError(f"--dataset {dataset}: method {number} of its test split is not in its "
+                                "file; run preprocess_data.py again")
         examples.append(example_of(str(number), row, text, place, context_tokens))
         documented.append(bool(row["docstring"]))
     language = texts.language()
@@ -76,7 +76,7 @@ def methods_task(dataset: str, sample: int, seed: int, max_new_tokens: int = 0, 
 def example_of(number: str, row: dict[str, Any], text: str, place: tuple[int, int],
                context_tokens: int) -> Example:
     """Return the example of a method that begins and opens at `place` of its file's `text`; without context,
-    only the indentation of its first line is kept of what stands before it."""
+    only the indentation of its first line is kept of the text before it."""
     first, opened = place
     margin = text[text.rfind("\n", 0, first) + 1:first]
     before = text[:first][-CHARACTERS_PER_TOKEN * context_tokens:] if context_tokens else \

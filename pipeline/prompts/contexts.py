@@ -1,6 +1,6 @@
-"""What stands before a cut: the file up to there, as much of it as a number of tokens holds.
+"""Contexts: the text of a file before a cut, at most so many tokens of it.
 
-An editor asks with the open file, not with one chunk of it.  A pair of the data set names its file
+An editor prompts with the open file, not with one chunk of it.  A pair of the data set names its file
 (`source_line`) and where its prompt begins in it (`start`); the file's text lies beside the pairs (`files/`).
 """
 from collections import Counter
@@ -25,7 +25,7 @@ class Cut:
 class FileTexts:
     """The texts of one split's files, found by the line of the raw file that they came from.
 
-    Memory: 8 bytes and a dictionary's entry a file; texts stay on the disk.
+    Memory: 8 bytes and a dictionary entry per file; texts stay on the disk.
     """
 
     def __init__(self, files: Any):
@@ -33,23 +33,23 @@ class FileTexts:
         self.rows = {line: row for row, line in enumerate(files["source_line"][:])}
 
     def text(self, source_line: int) -> str | None:
-        """Return the text of the file that a line of the raw file became, or None where it is not there."""
+        """Return the text of the file that a line of the raw file became, or None if it is missing."""
         row = self.rows.get(source_line)
         return None if row is None else self.files[row]["text"]
 
     def extension(self, source_line: int) -> str:
-        """Return the extension of the file that a line of the raw file was; Kotlin's where nobody knows."""
+        """Return the extension of the file that a line of the raw file was; Kotlin's if it is unknown."""
         named = "path" in self.files.column_names
         return extension_of(self.files[self.rows[source_line]]["path"] if named else None)
 
     def language(self) -> str:
-        """Return the language of most files, as people write it; Kotlin where nobody knows."""
+        """Return the language of most files, as people write it; Kotlin if it is unknown."""
         paths = self.files["path"][:] if "path" in self.files.column_names else []
         [(extension, _)] = Counter(map(extension_of, paths or [None])).most_common(1)
         return label_of(extension)
 
     def cut(self, source_line: int, start: int, prompt: str, completion: str) -> Cut | None:
-        """Return the pair's cut, or None where the file is not there or does not hold the pair."""
+        """Return the pair's cut, or None if the file is missing or does not hold the pair."""
         text, end = self.text(source_line), start + len(prompt) + len(completion)
         if text is None or text[start:end] != prompt + completion:
             return None
@@ -75,8 +75,8 @@ def last_lines(text: str, tokens: int, count: Callable[[str], int]) -> str:
     """Return the end of `text` that `count` finds to have at most `tokens` tokens: as many whole lines as
     fit.
 
-    Where not even the last line fits, its end.  All of the text if that fits.  Time: some counts of a text of
-    about that length, however long the text is.
+    If not even the last line fits, the end of that line.  All of the text if that fits.  Time: some counts of
+    a text of about that length, however long the text is.
     """
     length = CHARACTERS_A_TOKEN * tokens
     while length < len(text) and count(text[-length:]) <= tokens:
@@ -88,14 +88,14 @@ def last_lines(text: str, tokens: int, count: Callable[[str], int]) -> str:
     place = _first_that_fits(begins, lambda begin: count(tail[begin:]) <= tokens)
     if place is not None:
         return tail[place:]
-    # within the last line: a line end and the indentation behind it may be one token, and fit where the
+    # within the last line: a line end and the indentation after it may be one token, and fit where the
     # indentation alone does not
     last_line = range(begins[-1] if begins else 0, len(tail) + 1)
     return tail[_first_that_fits(last_line, lambda begin: count(tail[begin:]) <= tokens):]
 
 
 def _first_that_fits(places: Any, fits: Callable[[int], bool]) -> int | None:
-    """Return the first of the ascending `places` that fits, by bisection: those behind it fit too."""
+    """Return the first of the ascending `places` that fits, by bisection: all after it fit too."""
     low, high = 0, len(places)
     while low < high:
         middle = (low + high) // 2
@@ -108,7 +108,7 @@ def _first_that_fits(places: Any, fits: Callable[[int], bool]) -> int | None:
 
 def first_lines(tokenizer: Any, texts: Iterable[str], tokens: int) -> list[str]:
     """Return the first whole lines of each text that have at most `tokens` tokens of the tokenizer, or the
-    beginning of the first line where that does not fit."""
+    beginning of the first line if that does not fit."""
     def shortened(text: str) -> str:
         [ids] = encode_plain(tokenizer, [text])
         if len(ids) <= tokens:

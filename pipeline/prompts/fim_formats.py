@@ -1,8 +1,7 @@
-"""The middle of a text from what stands before and behind it: the tokens of model families, and the order of
-the parts.
+"""FIM (fill in the middle) formats: the tokens of model families, and the order of the parts.
 
-A sequence is prefix, suffix, middle (PSM) or suffix, prefix, middle (SPM), each behind a token of its own,
-and a token that ends the middle (Bavarian et al. 2022, arXiv 2207.14255).
+A sequence is prefix, suffix, middle (PSM) or suffix, prefix, middle (SPM), each after a token of its own, and
+a token that ends the middle (Bavarian et al. 2022, arXiv 2207.14255).
 """
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -17,28 +16,28 @@ BY_HAND = "by hand"  # the family of tokens that the user names
 # Layouts: P, S and M are the tokens of prefix, suffix and middle; the words are the parts.
 PSM = ("P", "prefix", "S", "suffix", "M", "middle")
 # SPM as it is trained together with PSM ("variant 2" of Bavarian et al., appendix D): what begins the
-# sequence is the same, and the middle goes on where the prefix ends.
+# sequence is the same, and the middle continues the prefix.
 SPM_JOINT = ("P", "S", "suffix", "M", "prefix", "middle")
-SPM_MARKED = ("S", "suffix", "P", "prefix", "M", "middle")  # each part behind its own token
+SPM_MARKED = ("S", "suffix", "P", "prefix", "M", "middle")  # each part after its own token
 SPM_BARE = ("S", "suffix", "P", "prefix", "middle")  # no token for the middle
 LAYOUTS = (PSM, SPM_JOINT, SPM_MARKED, SPM_BARE)
-# A character that no tokenizer joins to what follows: where a text is not to begin with the space that
+# A character that no tokenizer joins to the next: for texts that must not begin with the space that
 # sentencepiece puts before every text (as Code Llama's and Mistral's own code do it).
 MARK = "\u263a"
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models that were trained to write the middle, told by tokens of their vocabulary."""
+    """A family of models that were trained with FIM, recognized by tokens of their vocabulary."""
     name: str
     tokens: tuple[str, str, str]  # of prefix, suffix and middle
     source: str  # where its format was published
     layouts: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"psm": PSM, "spm": SPM_JOINT})
     order: str = "psm"  # the one that was published, or is used by its own code
-    end: str | None = None  # what ends a middle, where that is not the end-of-text token
-    also: str | None = None  # a token that tells it from a family with the same ones
-    named: str | None = None  # part of the model's name, where no token does
-    stops: tuple[str, ...] = ()  # further tokens of its own behind which nothing belongs to the middle
+    end: str | None = None  # ends a middle, if that is not the end-of-text token
+    also: str | None = None  # a token that distinguishes it from a family with the same ones
+    named: str | None = None  # part of the model's name, if no token does
+    stops: tuple[str, ...] = ()  # further tokens of its own that end a middle
 
 
 _STARCODER = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
@@ -73,7 +72,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class InfillingFormat:
-    """How a model is asked for the middle: its tokens' numbers and the order of the parts."""
+    """How a model is prompted for the middle: its tokens' numbers and the order of the parts."""
     family: str  # or BY_HAND
     order: str  # psm or spm
     layout: tuple[str, ...]
@@ -81,15 +80,15 @@ class InfillingFormat:
     numbers: tuple[int, int, int]
     end: int  # ends the middle
     beginning: tuple[int, ...] = ()  # what the tokenizer puts before every text
-    stops: frozenset[int] = frozenset()  # tokens behind which nothing belongs to the middle
+    stops: frozenset[int] = frozenset()  # tokens that end a middle, all of them
     by_hand: bool = False  # tokens that the model does not know: their embeddings are trained
 
     def sequence(self, prefix: list[int], suffix: list[int], middle: list[int]) -> list[int]:
-        """Return the token ids of a whole sequence, its end behind the middle."""
+        """Return the token ids of a whole sequence, up to the token that ends the middle."""
         return [*self.prompt(prefix, suffix), *middle, self.end]
 
     def prompt(self, prefix: list[int], suffix: list[int]) -> list[int]:
-        """Return the token ids that a model is asked with: everything before the middle."""
+        """Return the token ids of a prompt: everything before the middle."""
         parts = dict(zip("PSM", ([number] for number in self.numbers), strict=True))
         parts |= {"prefix": prefix, "suffix": suffix, "middle": []}
         return [*self.beginning, *(token for part in self.layout for token in parts[part])]
@@ -103,7 +102,7 @@ class InfillingFormat:
         return len(self.sequence([], [], []))
 
     def described(self) -> dict[str, Any]:
-        """Return what a manifest says of it: what `format_of_manifest` reads."""
+        """Return the entry of a manifest, which `format_of_manifest` reads."""
         return {"family": self.family, "order": self.order, "layout": list(self.layout),
                 "tokens": list(self.tokens), "by_hand": self.by_hand}
 
@@ -116,12 +115,12 @@ def beginning_of(tokenizer: Any) -> tuple[int, ...]:
 
 
 def encode_beginnings(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of texts as a text begins with them, without special tokens: the prefix."""
+    """Return the token ids of texts that begin a text (the prefix), without special tokens."""
     return encode_plain(tokenizer, texts)
 
 
 def encode_within(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return the token ids of texts that go on within another, suffix and middle: without the space that
+    """Return the token ids of texts that continue another (suffix and middle), without the space that
     sentencepiece puts before every text."""
     mark, letter, both = encode_plain(tokenizer, [MARK, "x", f"{MARK}x"])
     if both == [*mark, *letter]:
@@ -130,9 +129,9 @@ def encode_within(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def find_family(vocabulary: Iterable[str], name: str = "") -> Family | None:
-    """Return the family whose tokens are all in a vocabulary; None where there is none.
+    """Return the family whose tokens are all in a vocabulary; None if there is none.
 
-    `name`: the model's, which alone tells Mellum from StarCoder.
+    `name`: the model's, which alone distinguishes Mellum from StarCoder.
     """
     known = set(vocabulary)
     for family in FAMILIES:
@@ -147,11 +146,11 @@ def find_family(vocabulary: Iterable[str], name: str = "") -> Family | None:
 def find_format(tokenizer: Any, name: str, order: str | None = None,
                 tokens: list[str] | None = None) -> InfillingFormat | None:
     """Return the format of the model `name`, by its vocabulary, or with the `tokens` that are given; None
-    where it has no such tokens.
+    if it has no such tokens.
 
     `order` None: the one that the family publishes; psm for tokens that are given.  Tokens that are given and
-    are a family's own are known to the model; with them, each part of SPM stands behind its own token.
-    Raises PipelineError where a token cannot be used.
+    are a family's own are known to the model; with them, each part of SPM follows its own token.
+    Raises PipelineError if a token cannot be used.
     """
     vocabulary = tokenizer.get_vocab()
     family = find_family(vocabulary, name)
@@ -204,7 +203,7 @@ def _unused_shown(tokenizer: Any, used: dict[str, str | None]) -> str:
 
 
 def missing_tokens(tokenizer: Any, name: str) -> PipelineError:
-    """Return the error that says which tokens a model lacks for infilling, and what to do."""
+    """Return the error that names the FIM tokens that a model lacks, and what to do."""
     vocabulary = set(tokenizer.get_vocab())
     nearest = max((family for family in FAMILIES if family.named is None),
                   key=lambda family: len(vocabulary & set(family.tokens)))
@@ -218,7 +217,7 @@ def missing_tokens(tokenizer: Any, name: str) -> PipelineError:
 
 def format_of_manifest(manifest: dict[str, Any] | None, tokenizer: Any, name: str) -> InfillingFormat | None:
     """Return the format that a model was trained in, by its manifest or that of the adapter that was merged
-    into it; None where that says nothing that fits the vocabulary."""
+    into it; None if that has no entry that fits the vocabulary."""
     said = taught(manifest, "infilling")
     try:
         layout, tokens, order = tuple(said["layout"]), [str(token) for token in said["tokens"]], said["order"]

@@ -1,9 +1,9 @@
 """Repository context, snippets of other files before a file: one form for training, benchmark and demo.
 
-Qwen2.5-Coder (arXiv 2409.12186) and StarCoder2 (arXiv 2402.19173) were taught whole repositories in tokens of
-their own: `<|repo_name|>NAME`, a line end, and for each file `<|file_sep|>PATH`, a line end and its text; in
-StarCoder2 `<repo_name>NAME<file_sep>PATH` and so on, without the first line end.  Other models read each path
-as a comment of its language.
+Qwen2.5-Coder (arXiv 2409.12186) and StarCoder2 (arXiv 2402.19173) were trained on whole repositories with
+tokens of their own: `<|repo_name|>NAME`, a line end, and for each file `<|file_sep|>PATH`, a line end and its
+text; in StarCoder2 `<repo_name>NAME<file_sep>PATH` and so on, without the first line end.  Other models get
+each path as a comment of its language.
 """
 import itertools
 import re

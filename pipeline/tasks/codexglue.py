@@ -23,7 +23,7 @@ CODEXGLUE_NAME, STAND_IN_NAME = "CodeXGLUE (Python)", "Python stand-in"
 PYTHON_SETS = (CODEXGLUE_NAME, STAND_IN_NAME)
 CODEXGLUE_FIELDS = {"signature": str, "docstring": str, "body": str}
 CODEXGLUE_MAX_NEW_TOKENS = 256  # the budget of the benchmark's own run
-# of prompts, references and where a method ends: what was written for another one is not taken up again
+# of prompts, references and the stop rule: predictions made under another one are not reused
 TEXT_FORMAT = "2"
 INDENT = "    "
 # The text of a string may hold ">": its mark ends where the string's own quotes follow.
@@ -42,7 +42,7 @@ def codexglue_reference(body: str) -> str:
 
 
 def _literal_text(match: re.Match, spell: Callable[[str], str] = str) -> str:
-    """Return what a mark stands for, with the quotes around it; `spell` writes its text."""
+    """Return the text that a mark stands for, with the quotes around it; `spell` writes its content."""
     if match["quote"] is None:
         return spell({"STR": "", "NUM": "0", "CHAR": ""}[match["kind"]]
                      if match["text"] is None else match["text"])
@@ -50,8 +50,8 @@ def _literal_text(match: re.Match, spell: Callable[[str], str] = str) -> str:
 
 
 def _quoted(quote: str, text: str, end: str, match: re.Match) -> str:
-    """Return a string that stands in the place of `match`, and a space behind it where it is empty and the
-    next one begins at once with the same quote: the three would be a triple quote."""
+    """Return the string that replaces `match`, and a space after it if it is empty and followed at once by
+    the same quote: the three would be a triple quote."""
     parts = match.string.startswith(quote, match.end()) and not text and quote == end and len(quote) == 1
     return f"{quote}{text}{end}{' ' if parts else ''}"
 
@@ -69,7 +69,7 @@ def plain_python(text: str) -> str:
 
 
 def plain_body(body: str) -> str:
-    """Return a body of the data set as it would follow its prompt: on lines, four spaces a level."""
+    """Return a body of the data set as it would follow its prompt: on lines, four spaces per level."""
     lines, depth = [], 1
     for place, part in enumerate(_LAYOUT.split(body)):  # text and layout marks in turn
         if place % 2:
@@ -84,8 +84,8 @@ def plain_body(body: str) -> str:
 def codexglue_prompt(signature: str, docstring: str) -> str:
     """Return the start of a well-formed function: the signature, then the docstring.
 
-    No line end behind it: many tokenizers join a line end and the indentation behind it into one token, and a
-    prompt that ended between the two would ask for something that the model has never seen.
+    It does not end in a line end: many tokenizers join a line end and the indentation after it into one
+    token, and a prompt that ended between the two would be one that no model was trained on.
     """
     head = plain_python(signature).strip()
     head = head if head.endswith(":") else f"{head}:"
@@ -106,9 +106,9 @@ def codexglue_prompt(signature: str, docstring: str) -> str:
 def common_literals(bodies: Iterable[str]) -> set[tuple[str, str]]:
     """Return the literals that the data set kept, as (STR or NUM, text): those that its references hold."""
     marks = (match for body in bodies for match in _LITERAL.finditer(body))
-    found = (("STR", match["string"]) if match["quote"] else (match["kind"], match["text"])
-             for match in marks)
-    return {(kind, text) for kind, text in found if text is not None}
+    literals = (("STR", match["string"]) if match["quote"] else (match["kind"], match["text"])
+                for match in marks)
+    return {(kind, text) for kind, text in literals if text is not None}
 
 
 # A lexer of our own and not the standard library's: that one stops at the first thing that is not Python, as
@@ -147,7 +147,7 @@ def _normalized_token(match: re.Match, common: set[tuple[str, str]]) -> str:
     if match["string"] is None:
         return match[0]
     quote = match["triple"] or match["quote"]
-    # white space is folded first, that at the ends too: it stands within the quotes
+    # white space is folded first, that at the ends too: it is inside the quotes
     text = re.sub(r"\s+", " ", match["long"] if match["triple"] else match["short"])
     for code, character in _UNPRINTABLE.items():
         text = text.replace(character, code)
@@ -174,12 +174,12 @@ _LINE_AT_COLUMN_0 = re.compile(r"[\r\n]\S")
 def method_end(body: str) -> int | None:
     """Return where the body of a method at column 0 has ended in `body`, or None while it may go on.
 
-    That is the start of the first line of code at column 0 that stands outside brackets and strings and does
+    That is the start of the first line of code at column 0 that is outside brackets and strings and does
     not continue the line before it.  A comment does not end a method, whatever its column.
     """
-    if not _LINE_AT_COLUMN_0.search(body):  # asked at every new token
+    if not _LINE_AT_COLUMN_0.search(body):  # called at every new token
         return None
-    depth, at_line_start = 0, False  # it begins behind the prompt's last character
+    depth, at_line_start = 0, False  # it begins after the prompt's last character
     for match in _TOKEN.finditer(body):
         text = match[0]
         if at_line_start and not text.isspace() and match["comment"] is None and depth == 0:

@@ -11,8 +11,8 @@ SUFFIX_KEPT = 1024  # tokens of the text after a completion
 
 
 def text_lines(text: str) -> list[str]:
-    """Return the lines of a text; str.splitlines would also cut at a form feed or U+2028, which may stand in
-    a string."""
+    """Return the lines of a text; str.splitlines would also cut at a form feed or U+2028, which may occur
+    in a string."""
     return re.split(r"\r\n?|\n", text)
 
 
@@ -46,7 +46,7 @@ class Block(Protocol):
     """Finds the end of a text that is given in parts."""
     LAST: str  # the last character of every end
 
-    def feed(self, piece: str) -> int | None:
+    def feed(self, text: str) -> int | None:
         """Take the next part; return the offset of the end in the whole text, or None while it goes on."""
 
 
@@ -90,7 +90,7 @@ class Task:
 
 def first_line(text: str, normalize: Callable[[str], str],
                lines: Callable[[str], Iterable[str]] = text_lines) -> str:
-    """Return the first of a completion's `lines` that holds anything, normalized."""
+    """Return the first of a completion's `lines` that is not blank, normalized."""
     return next((line for line in map(normalize, lines(text)) if line), "")
 
 
