@@ -98,7 +98,7 @@ def test_kotlin_is_evaluated_once_for_each_context(folders: SimpleNamespace, tmp
         assert set(entry["scores"]) == set(Scores.NAMES) - ({PARSES} if "Python" in name else set())
         assert entry.get("reference_parses", 100) == 100
         assert report.count(f"\n### {name} ") == 4
-        assert entry["signature"].count("|prompt:40 tokens of the file|") == ("40" in name)
+        assert entry["signature"].count("|prompt:40 tokens of context|") == ("40" in name)
         assert len(entry["baselines"]) == (4 if "Kotlin" in name else 3)
     ended = [metrics["sets"][name]["reference_ended"] for name in names]
     assert ended[0] == 100

@@ -120,7 +120,7 @@ def test_methods_are_evaluated_and_scored(folders: SimpleNamespace, tmp_path: Pa
                         "--baselines")
     entry = metrics["sets"]["Kotlin methods"]
     assert entry["examples"] == 6
-    assert "|prompt:20 tokens of the file, KDoc, signature|stop:end of method|" in entry["signature"]
+    assert "|prompt:20 tokens of context, KDoc, signature|stop:end of method|" in entry["signature"]
     assert "|budget:24|" in entry["signature"]
     assert (entry["reference_ended"], entry["reference_parses"]) == (100, 100)
     assert PARSES in entry["scores"]
@@ -146,5 +146,5 @@ def test_a_data_set_without_methods(folders: SimpleNamespace, tmp_path: Path,
     datasets.DatasetDict({"test": moved}).save_to_disk(str(tmp_path / "moved" / "methods"))
     files = datasets.load_from_disk(str(tmp_path / "data" / "files"))
     files.save_to_disk(str(tmp_path / "moved" / "files"))
-    with pytest.raises(PipelineError, match="method 0 of its test split does not stand in its file"):
+    with pytest.raises(PipelineError, match="method 0 of its test split is not in its file"):
         methods_task(str(tmp_path / "moved"), 0, 0)

@@ -11,7 +11,7 @@ from tokenizers import processors
 from pipeline.prompts.contexts import contexts_of, first_lines
 from pipeline.prompts.fim_formats import encode_beginnings, encode_within, find_format
 from pipeline.prompts.prompter import (
-    CHARACTERS_PER_TOKEN,
+    CHARACTERS_KEPT,
     NOWHERE,
     Place,
     Prompter,
@@ -155,6 +155,6 @@ def test_of_a_long_suffix_the_beginning_is_read() -> None:
     tokenizer = TOKENIZERS["fim"]
     forms = PromptForms(find_format(tokenizer, ""))
     long = Place(FILE[:CUT], "x\n" * 10**6)
-    short = long._replace(after=long.after[:CHARACTERS_PER_TOKEN * 12])
+    short = long._replace(after=long.after[:CHARACTERS_KEPT * 12])
     prompts = Prompter(tokenizer, PromptTokens(30, 12), forms).prompts([long, short])
     assert prompts[0] == prompts[1]

@@ -18,7 +18,7 @@ from pipeline.evaluation.rows import prediction_file
 from pipeline.fim.fim_set import infilling_task
 from pipeline.methods.method_set import methods_task
 from pipeline.model.model_source import ModelSource
-from pipeline.prompts.contexts import CHARACTERS_A_TOKEN
+from pipeline.prompts.contexts import CHARACTERS_PER_TOKEN
 from pipeline.prompts.repository_form import COMMENTED
 from pipeline.retrieval.snippet_set import repository_task
 from pipeline.tasks import completion_set
@@ -122,9 +122,9 @@ def test_the_end_of_a_long_file_is_enough(tmp_path: Path, monkeypatch: pytest.Mo
     save_cut_anywhere(tmp_path / "data")
     whole = [e.prompt for e in kotlin_task(str(tmp_path / "data"), 0, 0, 9, 40,
                                            tiny_models.make_tokenizer()).examples]
-    monkeypatch.setattr(completion_set, "CHARACTERS_PER_TOKEN", 2 * CHARACTERS_A_TOKEN)
+    monkeypatch.setattr(completion_set, "CHARACTERS_KEPT", 2 * CHARACTERS_PER_TOKEN)
     kept = kotlin_task(str(tmp_path / "data"), 0, 0, 9, 40, tiny_models.make_tokenizer())
-    assert max(len(example.place.before) for example in kept.examples) == 2 * CHARACTERS_A_TOKEN * 40
+    assert max(len(example.place.before) for example in kept.examples) == 2 * CHARACTERS_PER_TOKEN * 40
     assert [example.prompt for example in kept.examples] == whole
 
 

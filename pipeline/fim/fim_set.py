@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.model.model_source import ModelSource
 from pipeline.prompts.fim_formats import InfillingFormat, find_format, format_of_manifest
-from pipeline.prompts.prompter import CHARACTERS_PER_TOKEN, PromptForms
+from pipeline.prompts.prompter import CHARACTERS_KEPT, PromptForms
 from pipeline.retrieval.snippet_set import name_with_repository, without_answers
 from pipeline.run.stage import note
 from pipeline.tasks.task import Task
@@ -56,7 +56,7 @@ def infilling_task(task: Task, suffix_tokens: int,
     if any(place.after is None for place in task.places()):
         note(f"{name} is left out: the data set holds no whole files")
         return None
-    kept = CHARACTERS_PER_TOKEN * suffix_tokens
+    kept = CHARACTERS_KEPT * suffix_tokens
     examples = [dataclasses.replace(example, ends=True,
                                     place=example.place._replace(after=example.place.after[:kept]))
                 for example in task.examples]

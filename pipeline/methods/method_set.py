@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.data.datasets import draw, load_files, load_methods
 from pipeline.methods.block_end import BlockEnd, block_end
 from pipeline.prompts.contexts import FileTexts
-from pipeline.prompts.prompter import CHARACTERS_PER_TOKEN, Place, PromptTokens
+from pipeline.prompts.prompter import CHARACTERS_KEPT, Place, PromptTokens
 from pipeline.run.errors import PipelineError
 from pipeline.tasks.codexglue import CODEXGLUE_MAX_NEW_TOKENS
 from pipeline.tasks.task import (
@@ -79,7 +79,7 @@ def example_of(number: str, row: dict[str, Any], text: str, place: tuple[int, in
     only the indentation of its first line is kept of the text before it."""
     first, opened = place
     margin = text[text.rfind("\n", 0, first) + 1:first]
-    before = text[:first][-CHARACTERS_PER_TOKEN * context_tokens:] if context_tokens else \
+    before = text[:first][-CHARACTERS_KEPT * context_tokens:] if context_tokens else \
         margin if margin.isspace() else ""
     return Example(number, before + text[first:opened], fold_white_space(row["body"]),
                    first_line(row["body"], fold_white_space), row["source_line"], row["body"],
@@ -91,7 +91,7 @@ def settings_of(examples: list[Example], context_tokens: int) -> dict[str, Any]:
     """Return the settings of the set: what its predictions depend on."""
     texts = json.dumps([[example.place.before, example.place.head, example.completion]
                         for example in examples])
-    context = f"{context_tokens} tokens of the file, " if context_tokens else ""
+    context = f"{context_tokens} tokens of context, " if context_tokens else ""
     return {"data_hash": hashlib.sha256(texts.encode()).hexdigest(), "format": STOP_FORMAT,
             "prompt": f"{context}KDoc, signature", "stop": "end of method"}
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.data.syntax import extension_of, label_of
 from pipeline.model.tokenizers import encode_plain
 
-CHARACTERS_A_TOKEN = 4  # of source code, about: where the search for the beginning of a context starts
+CHARACTERS_PER_TOKEN = 4  # of source code, about: where the search for the beginning of a context starts
 
 
 @dataclass
@@ -78,7 +78,7 @@ def last_lines(text: str, tokens: int, count: Callable[[str], int]) -> str:
     If not even the last line fits, the end of that line.  All of the text if that fits.  Time: some counts of
     a text of about that length, however long the text is.
     """
-    length = CHARACTERS_A_TOKEN * tokens
+    length = CHARACTERS_PER_TOKEN * tokens
     while length < len(text) and count(text[-length:]) <= tokens:
         length *= 2
     tail = text[-length:]

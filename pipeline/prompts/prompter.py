@@ -13,7 +13,7 @@ from pipeline.prompts.contexts import contexts_of, first_lines
 from pipeline.prompts.fim_formats import InfillingFormat, encode_beginnings, encode_within
 from pipeline.prompts.repository_form import COMMENTED, Prefix, Prefixes, RepositoryPrompt, Snippet, form_for
 
-CHARACTERS_PER_TOKEN = 40  # kept of a file for each token of context: more than any language has
+CHARACTERS_KEPT = 40  # kept of a file for each token of context: more than any language has
 CONTEXTS_KEPT = 1024  # of the last places: predictions and losses look for the same ones
 
 
@@ -108,7 +108,7 @@ class Prompter:
         return self.prefixes.prompt(prefix, ids)
 
     def _fim_prompts(self, places: Sequence[Place], contexts: list[str]) -> list[list[int]]:
-        kept = CHARACTERS_PER_TOKEN * self.tokens.suffix
+        kept = CHARACTERS_KEPT * self.tokens.suffix
         suffixes = first_lines(self.tokenizer, [(place.after or "")[:kept] for place in places],
                                self.tokens.suffix)
         return [self.fim.prompt(*parts) for parts in zip(encode_beginnings(self.tokenizer, contexts),

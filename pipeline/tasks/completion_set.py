@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.data.datasets import draw, load_examples, load_files
 from pipeline.hub.client import find_manifest
 from pipeline.prompts.contexts import Cut, FileTexts, find_cuts
-from pipeline.prompts.prompter import CHARACTERS_PER_TOKEN, Place, PromptTokens
+from pipeline.prompts.prompter import CHARACTERS_KEPT, Place, PromptTokens
 from pipeline.run.errors import PipelineError
 from pipeline.tasks.task import (
     SUFFIX_KEPT,
@@ -68,7 +68,8 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
     language = texts.language() if texts else "Kotlin"
     name, prompt = language, "one chunk"
     if context_tokens:
-        name, prompt = f"{name}, {context_tokens} tokens of context", f"{context_tokens} tokens of the file"
+        prompt = f"{context_tokens} tokens of context"
+        name = f"{name}, {prompt}"
     dataset_name = Path(dataset).name if Path(dataset).is_dir() else dataset
     task = Task(name, examples, max_new_tokens or chunk_tokens(dataset), fold_white_space, None,
                 {"data_hash": digest.hexdigest(), "prompt": prompt, "stop": "end of text"},
@@ -83,5 +84,5 @@ def kotlin_task(dataset: str, sample: int, seed: int, max_new_tokens: int, conte
 def place_of(prompt: str, cut: Cut | None, context_tokens: int) -> Place:
     """Return the place of a pair, with as much of its file as its prompts may need; with `context_tokens` 0,
     the text before it is the pair's own prompt."""
-    before = cut.before[-CHARACTERS_PER_TOKEN * context_tokens:] if context_tokens else prompt
-    return Place(before, cut and cut.after[:CHARACTERS_PER_TOKEN * SUFFIX_KEPT])
+    before = cut.before[-CHARACTERS_KEPT * context_tokens:] if context_tokens else prompt
+    return Place(before, cut and cut.after[:CHARACTERS_KEPT * SUFFIX_KEPT])
