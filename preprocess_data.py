@@ -15,13 +15,13 @@ A file loses its copyright comments, is dropped where it is too short, generated
 near-duplicate of another, and is cut into chunks of at most --chunk_tokens tokens, each at the best place
 near its end.  An example is a prompt of one chunk and, as its completion, the chunk that follows it; in train
 the window slides by --stride_tokens, in validation and test by a whole chunk, so that each position is
-evaluated once.  Splits are made by file and by family of files that are much alike, from a hash of the
+evaluated once.  Splits are made by file and by near-duplicate group, from a hash of the
 content and the seed: no file is on two sides.  A file that is added can move others, to a test of the same
 size; --keep_splits moves none.
 
-Memory: half a megabyte of text or one file for each process, and 1.5 kB for each file and method (its
-MinHash); nothing grows with the number of examples.  Time: linear in the size of the input, divided by the
-number of cores.
+Memory: half a megabyte of text or one file for each process, and 0.6 kB for each file and method (hashes of
+its token 5-grams; of a large file, half a byte per token); nothing grows with the number of examples.  Time:
+linear in the size of the input, divided by the number of cores.
 
 Run:    python preprocess_data.py
 Quick:  python preprocess_data.py --limit 200
@@ -83,8 +83,8 @@ def preprocess(args: argparse.Namespace) -> None:
                                     f"({describe(counts) or 'it is empty'}); check it, "
                                     "or the --keep_ switches")
             usual = Choice(args.keep_large_values, args.keep_trivial)
-            plan = assign_splits(corpus, earlier.corpus(args, pool), args,
-                                 count_examples(scratch / "spool", places, usual))
+            earlier.add_to(corpus, args, pool)
+            plan = assign_splits(corpus, args, count_examples(scratch / "spool", places, usual))
             choice = replace(usual, seed=args.seed, caps=plan.caps)
             ways = {"by file, duplicates kept": (split_by_file(corpus.digests, plan, args.seed), usual),
                     "this data set": (plan.splits, choice)}

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from preparation_runs import Prepared
 
-from pipeline.data.near_duplicates import METHOD_PERMUTATIONS, empty_sketch
 from pipeline.data.syntax import find_grammar
 from pipeline.methods.finding import ERRORS, NO_GRAMMAR, PARSED, TOO_MUCH, FoundMethods, find_methods
 from pipeline.methods.method_files import choose_methods, tell_left_out
@@ -54,9 +53,8 @@ class A {
 def found(text: str, extension: str = ".kt") -> list[tuple[str, str, str]]:
     """Return (documentation, signature, body) of a text's methods, of tokens of one character."""
     offsets = np.stack([np.arange(len(text)), np.arange(1, len(text) + 1)], axis=1)
-    methods = find_methods(text, find_grammar(extension), offsets, np.arange(len(text)),
-                           empty_sketch(METHOD_PERMUTATIONS))
-    assert len(methods.places) == len(methods.signatures)
+    methods = find_methods(text, find_grammar(extension), offsets, np.arange(len(text)))
+    assert len(methods.places) == len(methods.shingles)
     return [(text[first:start].rstrip(), text[start:opened], text[opened:end])
             for first, start, opened, end in methods.places.tolist()]
 
@@ -93,20 +91,20 @@ def test_files_that_do_not_parse(text: str, fate: str, number: int) -> None:
     """A broken file, or one of a megabyte on one line, ends the run, holds it up, or gives broken methods."""
     offsets = np.stack([np.arange(len(text)), np.arange(1, len(text) + 1)], axis=1)
     begun = time.process_time()
-    methods = find_methods(text, find_grammar(".kt"), offsets, np.arange(len(text)),
-                           empty_sketch(METHOD_PERMUTATIONS))
+    methods = find_methods(text, find_grammar(".kt"), offsets, np.arange(len(text)))
     assert time.process_time() - begun < 30
     assert (methods.fate, len(methods.places)) == (fate, number)
 
 
 def test_copies_of_a_method_are_kept_once_in_each_split() -> None:
     """A test asks the same thing twice, or a method that stands in train is dropped there."""
-    rows = np.random.default_rng(0).integers(0, 2**32, size=(4, METHOD_PERMUTATIONS), dtype=np.uint32)
+    rows = np.random.default_rng(0).integers(0, 2**32, size=(4, 100), dtype=np.uint32)
+    rows.sort()
     near = rows[0].copy()
-    near[:20] += 1
+    near[10:20] += 1
 
-    def file(*signatures: np.ndarray) -> FoundMethods:
-        return FoundMethods(PARSED, np.zeros((len(signatures), 4), dtype=np.int64), np.array(signatures))
+    def file(*shingles: np.ndarray) -> FoundMethods:
+        return FoundMethods(PARSED, np.zeros((len(shingles), 4), dtype=np.int64), shingles)
 
     files = [file(rows[0], rows[1], near), FoundMethods(NO_GRAMMAR), file(rows[2]), file(rows[0], rows[3])]
     counts: Counter = Counter()
@@ -154,8 +152,8 @@ def test_a_run_without_methods(prepare: Callable[..., Prepared], texts: list[str
     assert without.rows == with_them.rows
     assert not any("method" in name or "parsed" in name for name in without.counts)
     assert "note" not in capsys.readouterr().err
-    for module in ("workers", "method_files"):
-        monkeypatch.setattr(f"pipeline.preparation.{module}.find_grammar", lambda extension: None)
+    for module in ("preparation.workers", "methods.method_files"):
+        monkeypatch.setattr(f"pipeline.{module}.find_grammar", lambda extension: None)
     assert prepare(texts).counts[NO_GRAMMAR] == 40
     assert not (tmp_path / "data" / "methods").exists()
     assert "the methods of 40 files are left out" in capsys.readouterr().err

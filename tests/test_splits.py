@@ -86,7 +86,7 @@ def test_renamed_copies_are_on_one_side(prepare: Callable[..., Prepared],
     for number in range(40):
         lines = kotlin_file(number, 12).splitlines()
         half = "\n".join(lines[:len(lines) * 6 // 10]) + "\n"
-        families.append((kotlin_file(number, 12), half + kotlin_file(1000 + number, 3), half))
+        families.append((kotlin_file(number, 12), half + kotlin_file(1000 + number, 4), half))
     data = prepare([text for family in families for text in family])
     homes = {line: split for split in SPLITS for line in data.lines[split]}
     assert len(homes) > 100  # they are no duplicates, and stay

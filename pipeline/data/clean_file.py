@@ -25,7 +25,6 @@ class CleanFile(NamedTuple):
     train_windows: np.ndarray | None = None
     eval_windows: np.ndarray | None = None
     token_ids: np.ndarray | None = None  # (tokens,) uint16 or uint32
-    signature: np.ndarray | None = None  # (PERMUTATIONS,) uint32
-    sample: np.ndarray | None = None  # (n,) uint32, of `sampled_shingles`
+    shingles: np.ndarray | None = None  # (n,) sorted uint32, of `shingles_of`
     has_large_value: bool = False
     methods: Any = None  # a `FoundMethods`, where the language has a grammar

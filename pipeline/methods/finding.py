@@ -1,12 +1,12 @@
 """Methods: the functions of a file that have a block as their body, found by the language's grammar."""
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tree_sitter
 
-from pipeline.data.near_duplicates import METHOD_PERMUTATIONS, minhash_signature
+from pipeline.data.near_duplicates import shingles_of
 from pipeline.data.syntax import Grammar, characters_of
 
 MIN_BODY_TOKENS, MAX_BODY_TOKENS = 3, 256  # of the model whose tokenizer counts, the closing brace included
@@ -33,15 +33,14 @@ class FoundMethods(NamedTuple):
     # the signature begins, where it ends, behind the opening brace, and where the body ends, behind the
     # closing one
     places: np.ndarray = np.zeros((0, 4), dtype=np.int64)
-    # (methods, METHOD_PERMUTATIONS), of signature and body
-    signatures: np.ndarray = np.zeros((0, METHOD_PERMUTATIONS), dtype=np.uint32)
+    shingles: tuple[np.ndarray, ...] = ()  # of each, sorted uint32, of signature and body
 
 
-def find_methods(text: str, grammar: Grammar | None, offsets: np.ndarray, token_ids: np.ndarray,
-                 empty_sketch: Any) -> FoundMethods:
+def find_methods(text: str, grammar: Grammar | None, offsets: np.ndarray,
+                 token_ids: np.ndarray) -> FoundMethods:
     """Return the methods of a file whose body has MIN_BODY_TOKENS to MAX_BODY_TOKENS tokens.
 
-    `offsets`: (tokens, 2), where its `token_ids` stand in it; `empty_sketch` is one of METHOD_PERMUTATIONS.
+    `offsets`: (tokens, 2), where its `token_ids` stand in it.
     Functions within functions are methods too; what did not parse is left out.
     """
     if grammar is None or grammar.name not in QUERIES:
@@ -55,10 +54,9 @@ def find_methods(text: str, grammar: Grammar | None, offsets: np.ndarray, token_
     # tokens by where they begin: white space that begins one belongs to it
     first, opened, ended = (np.searchsorted(offsets[:, 0], places[:, column]) for column in (1, 2, 3))
     fits = (ended - opened >= MIN_BODY_TOKENS) & (ended - opened <= MAX_BODY_TOKENS)
-    signatures = [minhash_signature(token_ids[begin:end], empty_sketch)
-                  for begin, end in zip(first[fits].tolist(), ended[fits].tolist(), strict=True)]
-    return FoundMethods(ERRORS if tree.root_node.has_error else PARSED, places[fits],
-                        np.array(signatures, dtype=np.uint32).reshape(-1, METHOD_PERMUTATIONS))
+    shingles = tuple(shingles_of(token_ids[begin:end])
+                     for begin, end in zip(first[fits].tolist(), ended[fits].tolist(), strict=True))
+    return FoundMethods(ERRORS if tree.root_node.has_error else PARSED, places[fits], shingles)
 
 
 def method_places(source: bytes, root: tree_sitter.Node, grammar: Grammar) -> Iterator[tuple[int, ...]]:

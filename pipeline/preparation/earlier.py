@@ -1,4 +1,4 @@
-"""The splits of an earlier data set, which files and their near-copies keep."""
+"""The splits of an earlier data set, which files and their near-duplicates keep."""
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.data.clean_file import SPLITS, Origin
 from pipeline.data.datasets import load_files
 from pipeline.preparation.splits import Corpus
-from pipeline.preparation.workers import map_in_order, sketch_texts
+from pipeline.preparation.workers import map_in_order, shingle_texts
 from pipeline.run.errors import PipelineError
 
 TEXTS_PER_TASK = 16
@@ -44,17 +44,13 @@ class Earlier:
         side = self.sides.get((origin.repository, origin.path))
         return side or self.sides_of_paths.get(origin.path)
 
-    def corpus(self, args: argparse.Namespace, pool: ProcessPoolExecutor) -> Corpus:
-        """Return what is needed of the earlier files to find their near-copies: those were edited, moved or
-        renamed since."""
-        corpus = Corpus()
+    def add_to(self, corpus: Corpus, args: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
+        """Add the earlier files' shingles and splits to the corpus, after those of its own files, to find
+        their near-duplicates: files that were edited, moved or renamed since."""
         for split, files in self.files.items():
             begins = range(0, len(files), TEXTS_PER_TASK)
             tasks = ((list(files[begin:begin + TEXTS_PER_TASK]["text"]),) for begin in begins)
-            for sketches in map_in_order(pool, sketch_texts, tasks, window=3 * args.num_proc):
-                for digest, signature, sample in sketches:
-                    corpus.digests.append(digest)
-                    corpus.signatures += signature.tobytes()
-                    corpus.sketches.append(sample)
+            for found in map_in_order(pool, shingle_texts, tasks, window=3 * args.num_proc):
+                for _, shingles in found:
+                    corpus.shingles.add(shingles)
                     corpus.sides.append(split)
-        return corpus

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.data.near_duplicates import cluster_near_duplicates, find_kin
+from pipeline.data.near_duplicates import DUPLICATE, FEW_SETS, SAME_SPLIT, ShingleSets, near_duplicate_groups
 
 LEAST_FILES = 10  # of which a test, or a validation, is made where the corpus has them
 # What is held out at most to reach that: in a small corpus, what is left has to teach something.
 MOST_HELD_OUT = {"test": 0.2, "validation": 0.1}
+MOST_COMPARED = 8  # files of an earlier data set, when the one most like a file is looked for
 MOST_OF_ONE_FILE, FEWEST_BOUNDED = 0.2, 5  # of a split's examples; files of a split that is bounded so
 # Standard deviation of the difference of two models' edit similarity on one example, in points.  In
 # docs/results.md the interval of -0.85 on 200 examples of Kotlin is 3.8 wide: 3.8 / (2 * 1.96) * sqrt(200).
@@ -21,17 +22,13 @@ DETECTED = 2.8
 
 @dataclass
 class Corpus:
-    """What is kept in memory of the files that can serve: about 1.5 kB each."""
+    """What is kept in memory of the files that can serve: about 0.6 kB each, and half a byte per token."""
+    shingles: ShingleSets  # of each file, then of the earlier ones of --keep_splits
     source_lines: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)  # SHA-256 of the cleaned text
-    signatures: bytearray = field(default_factory=bytearray)  # (files, PERMUTATIONS) uint32
-    sketches: list[np.ndarray] = field(default_factory=list)  # of each, the `sketch` of its 5-grams
     train_examples: list[int] = field(default_factory=list)
-    sides: list[str | None] = field(default_factory=list)  # the split that a file keeps, by --keep_splits
-
-    def signature_rows(self) -> np.ndarray:
-        """Return the (files, PERMUTATIONS) signatures."""
-        return np.frombuffer(self.signatures, dtype=np.uint32).reshape(len(self.digests), -1)
+    # the split that a file keeps, by --keep_splits; then those of the earlier files
+    sides: list[str | None] = field(default_factory=list)
 
 
 @dataclass
@@ -45,7 +42,7 @@ class Plan:
 
 
 def split_number(digest: bytes, seed: int) -> float:
-    """Return the number from 0 to 1 that decides the split of a file, or of its kin."""
+    """Return the number from 0 to 1 that decides the split of a file, or of its near-duplicate group."""
     return int.from_bytes(hashlib.sha256(b"%d:" % seed + digest).digest()[:8]) / 2**64
 
 
@@ -57,31 +54,31 @@ def choose_split(digest: bytes, seed: int, validation_fraction: float, test_frac
     return "validation" if number < test_fraction + validation_fraction else "train"
 
 
-def assign_splits(corpus: Corpus, earlier: Corpus, args: argparse.Namespace,
+def assign_splits(corpus: Corpus, args: argparse.Namespace,
                   examples_in: Callable[[int, str], int]) -> Plan:
     """Return what becomes of each file of the corpus.
 
     Of a cluster of near-duplicates one file is kept: with the smallest digest, whatever the order of the
-    files; one that keeps its side goes before.  Kin, files that are linked, are on one side; the smallest
-    digest among them, and the seed, decide on which.  `earlier`: the files of --keep_splits; their kin follow
-    them.  `examples_in(file, split)`: how many examples a file gives to validation or test.
+    files; one that keeps its split goes before.  A near-duplicate group is in one split; its smallest digest
+    and the seed decide in which, or, with --keep_splits, the files whose splits are known.
+    `examples_in(file, split)`: how many examples a file gives to validation or test.
     """
     plan = Plan(splits=[None] * len(corpus.digests))
     kept = drop_duplicates(corpus, plan, args.near_duplicates == "drop")
-    rows = corpus.signature_rows()[kept]
-    if earlier.digests:
-        rows = np.concatenate([rows, earlier.signature_rows()])
-    sides = [corpus.sides[i] for i in kept] + earlier.sides
-    families = find_kin(rows, [corpus.sketches[i] for i in kept] + earlier.sketches)
-    for family in families:
-        follow_sides(family, sides, rows)
-    for place, i in enumerate(kept):
-        plan.splits[i] = sides[place]
+    chosen = [*kept, *range(len(corpus.digests), len(corpus.shingles))]
+    families: dict[int, list[int]] = {}
+    groups = near_duplicate_groups(corpus.shingles, SAME_SPLIT, chosen).tolist()
+    for i, first in zip(chosen, groups, strict=True):
+        families.setdefault(first, []).append(i)
+    sides = list(corpus.sides)
+    for family in families.values():
+        follow_sides(family, sides, corpus.shingles)
+    for i in kept:
+        plan.splits[i] = sides[i]
     # of those that are on no side yet: (number, files) of each family, in the order of the numbers
     free = []
-    for family in families:
-        members = sorted((kept[i] for i in family if i < len(kept) and sides[i] is None),
-                         key=lambda i: corpus.digests[i])
+    for family in families.values():
+        members = sorted((i for i in family if sides[i] is None), key=lambda i: corpus.digests[i])
         if members:
             free.append((split_number(corpus.digests[members[0]], args.seed), members))
     free.sort()
@@ -102,7 +99,7 @@ def assign_splits(corpus: Corpus, earlier: Corpus, args: argparse.Namespace,
 def drop_duplicates(corpus: Corpus, plan: Plan, near: bool) -> list[int]:
     """Drop all but one of each cluster of near-duplicates (not `near`: of exact ones) in the plan; return
     those that are kept."""
-    clusters = cluster_near_duplicates(corpus.signature_rows()).tolist()
+    clusters = near_duplicate_groups(corpus.shingles, DUPLICATE, range(len(corpus.digests))).tolist()
     # Exact duplicates are in one cluster, and have equal digests: the first of them represents it.
     representative: dict[int, int] = {}
 
@@ -125,16 +122,33 @@ def drop_duplicates(corpus: Corpus, plan: Plan, near: bool) -> list[int]:
     return kept
 
 
-def follow_sides(family: list[int], sides: list[str | None], signatures: np.ndarray) -> None:
+def follow_sides(family: list[int], sides: list[str | None], shingles: ShingleSets) -> None:
     """Give the members of a family that are on no side yet that of the one among the others that is most
     like each, where there is one."""
     settled = [i for i in family if sides[i] is not None]
     if not settled or len(settled) == len(family):
         return
-    known = [sides[i] for i in settled]
-    for i in set(family) - set(settled):
-        alike = np.count_nonzero(signatures[settled] == signatures[i], axis=1)
-        sides[i] = known[int(alike.argmax())]
+    following: dict[int, str | None] = {}
+    kept = [shingles.kept_of(i) for i in settled]
+    hashes = np.concatenate(kept)
+    order = np.argsort(hashes, kind="stable")
+    hashes, holders = hashes[order], np.repeat(np.arange(len(settled)), [len(found) for found in kept])[order]
+    for i in family:
+        if sides[i] is None:
+            places = np.searchsorted(hashes, shingles.kept_of(i))[:, None] + np.arange(FEW_SETS)
+            places = np.minimum(places, len(hashes) - 1)
+            shared = holders[places][hashes[places] == shingles.kept_of(i)[:, None]]
+            near, counts = np.unique(shared, return_counts=True)
+            likely = [settled[j] for j in near[np.argsort(-counts, kind="stable")][:MOST_COMPARED].tolist()]
+            following[i] = sides[max(likely or settled[:1], key=lambda j, i=i: jaccard(shingles, i, j))]
+    for i, side in following.items():
+        sides[i] = side
+
+
+def jaccard(shingles: ShingleSets, i: int, j: int) -> float:
+    """Return the Jaccard index of two sets."""
+    common = shingles.shared(i, j)
+    return common / max(1, shingles.sizes[i] + shingles.sizes[j] - common)
 
 
 def hold_out(split: str, fraction: float, above: float, free: list[tuple[float, list[int]]], plan: Plan,

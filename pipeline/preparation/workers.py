@@ -21,13 +21,7 @@ from tokenizers import Tokenizer
 
 from pipeline.data.clean_file import CleanFile, Origin
 from pipeline.data.large_values import has_large_value
-from pipeline.data.near_duplicates import (
-    METHOD_PERMUTATIONS,
-    empty_sketch,
-    minhash_of_shingles,
-    sampled_shingles,
-    shingles_of,
-)
+from pipeline.data.near_duplicates import ShingleSets, shingles_of
 from pipeline.data.syntax import extension_of, find_grammar
 from pipeline.hub.secrets_scan import find_secrets, listed
 from pipeline.methods.finding import find_methods
@@ -42,7 +36,7 @@ from pipeline.run.progress import progress
 
 LEAST_DISTINCT = 0.1  # of a file's tokens, the share of distinct 5-grams under which it repeats itself
 BATCH_BYTES = 1 << 19  # of the raw file, that one process works on at a time: 100 files, or one large one
-# What this process needs for every file: tokenizer, arguments, MinHash permutations.  Of this module alone.
+# What this process needs for every file: tokenizer, arguments.  Of this module alone.
 _worker: dict[str, Any] = {}
 
 
@@ -57,8 +51,7 @@ def start_worker(tokenizer_json: str, options: dict[str, Any]) -> None:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # source text that looks like a special token is only text
-    _worker.update(options, tokenizer=tokenizer, byte_lengths=byte_lengths(tokenizer),
-                   empty_sketch=empty_sketch(), method_sketch=empty_sketch(METHOD_PERMUTATIONS))
+    _worker.update(options, tokenizer=tokenizer, byte_lengths=byte_lengths(tokenizer))
 
 
 def end_with(parent: Any) -> None:
@@ -86,8 +79,7 @@ def clean_files(path: Path, first_line: int, lines: list[bytes], places: list[Or
         file = cut_file(number, origin, text, ids, offsets)
         if not file.reason and not _worker["no_methods"]:
             grammar = find_grammar(extension_of(origin.path))
-            file = file._replace(methods=find_methods(text, grammar, offsets, file.token_ids,
-                                                      _worker["method_sketch"]))
+            file = file._replace(methods=find_methods(text, grammar, offsets, file.token_ids))
         results.append(file)
     return sorted(results, key=lambda file: file.source_line)
 
@@ -98,8 +90,7 @@ class Found(NamedTuple):
     reason: str | None  # why the file is dropped; None: it is kept, and the fields below are set
     origin: Origin
     digest: bytes
-    signature: np.ndarray | None
-    sample: np.ndarray | None
+    shingles: np.ndarray | None
     train_examples: int
     packed: bytes
     packed_methods: bytes
@@ -115,15 +106,15 @@ def packed_files(path: Path, first_line: int, lines: list[bytes], places: list[O
         if secrets and _worker["drop_secrets"]:
             file = CleanFile(file.source_line, "holds secrets", file.origin)
         packed, methods = (b"" if file.reason else pickle.dumps(part, protocol=5) for part in
-                           (file._replace(signature=None, sample=None, methods=None), file.methods))
+                           (file._replace(shingles=None, methods=None), file.methods))
         examples = 0 if file.reason else len(file.train_windows)
-        found.append(Found(file.source_line, file.reason, file.origin, file.digest, file.signature,
-                           file.sample, examples, packed, methods, secrets))
+        found.append(Found(file.source_line, file.reason, file.origin, file.digest, file.shingles, examples,
+                           packed, methods, secrets))
     return found
 
 
 def cut_file(number: int, origin: Origin, text: str, ids: np.ndarray, offsets: np.ndarray) -> CleanFile:
-    """Return the file's windows, digest and signature; `offsets`: (tokens, 2), where `ids` stand in it."""
+    """Return the file's windows, digest and shingles; `offsets`: (tokens, 2), where `ids` stand in it."""
     if not len(ids):
         return CleanFile(number, "too short for an example", origin)
     position, ranks = find_cuts(text, offsets)
@@ -141,19 +132,17 @@ def cut_file(number: int, origin: Origin, text: str, ids: np.ndarray, offsets: n
         return CleanFile(number, "repeats itself", origin)
     return CleanFile(number, None, origin, hashlib.sha256(text.encode()).digest(), text,
                      windows(_worker["stride_tokens"]), eval_windows, token_ids,
-                     minhash_of_shingles(shingles, _worker["empty_sketch"]), sampled_shingles(shingles),
-                     has_large_value(text))
+                     shingles, has_large_value(text))
 
 
-def sketch_texts(texts: list[str]) -> list[tuple[bytes, np.ndarray, np.ndarray]]:
-    """Return digest, signature and `sampled_shingles` of cleaned texts."""
-    sketches = []
+def shingle_texts(texts: list[str]) -> list[tuple[bytes, np.ndarray]]:
+    """Return the digest and the shingles of cleaned texts."""
+    results = []
     for text, encoding in zip(texts, _worker["tokenizer"].encode_batch(texts, add_special_tokens=False),
                               strict=True):
         shingles = shingles_of(np.array(encoding.ids or [0], dtype=np.uint32))
-        sketches.append((hashlib.sha256(text.encode()).digest(),
-                         minhash_of_shingles(shingles, _worker["empty_sketch"]), sampled_shingles(shingles)))
-    return sketches
+        results.append((hashlib.sha256(text.encode()).digest(), shingles))
+    return results
 
 
 def map_in_order(pool: ProcessPoolExecutor, function: Callable, tasks: Iterable[tuple],
@@ -216,7 +205,7 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
     Returns what is kept of them in memory, and where each begins in the spool.  `side_of` gives the split
     that a file is to keep.
     """
-    corpus, places_in_spool, written = Corpus(), [], 0
+    corpus, places_in_spool, written = Corpus(ShingleSets(Path(f"{spool.name}.shingles"))), [], 0
     with_secrets: dict[str, Counter] = {}
     with (origins(args.input_file) as places,
           progress(total=args.input_file.stat().st_size, unit="B", scaled=True, desc="cleaning") as bar):
@@ -233,8 +222,7 @@ def clean_corpus(args: argparse.Namespace, pool: ProcessPoolExecutor, spool: IO,
                     continue
                 corpus.source_lines.append(file.source_line)
                 corpus.digests.append(file.digest)
-                corpus.signatures += file.signature.tobytes()
-                corpus.sketches.append(file.sample)
+                corpus.shingles.add(file.shingles)
                 corpus.train_examples.append(file.train_examples)
                 corpus.sides.append(side_of(file.origin))
                 places_in_spool.append(written)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.data.near_copies import NearCopies
+from pipeline.data.near_duplicates import NearDuplicates
 from pipeline.retrieval.snippets import Vocabulary, pieces_of, shingles_of
 
 QUERY_LINES = 20  # before the cut, by whose words pieces are looked for
@@ -55,7 +55,7 @@ class Index:
         self.places = np.array(places, dtype=np.int64).reshape(-1, 4)
         # pieces of file i: first_piece[i] to first_piece[i + 1]
         self.first_piece = np.searchsorted(self.places[:, 0], np.arange(len(shingles) + 1))
-        self.copies = NearCopies(shingles)
+        self.copies = NearDuplicates(shingles)
         self.scorer = bm25s.BM25(csc_backend="numpy")  # the other, where scipy is there, orders otherwise
         self.size = len(self.vocabulary.numbers)  # words of files that are read later come behind
         if words:

@@ -18,7 +18,7 @@ from pipeline.run.stage import public_arguments
 
 MANIFEST_VERSION = 1
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
-                     "huggingface_hub", "GitPython", "accelerate", "rapidfuzz", "datasketch", "numpy",
+                     "huggingface_hub", "GitPython", "accelerate", "rapidfuzz", "numpy",
                      "pandas")
 # of a model folder, those that are loaded; its card may be edited
 MODEL_FILES = r".*\.(safetensors|json|txt|model|jinja)"
