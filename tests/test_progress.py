@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run import progress as module
 from pipeline.run.progress import progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,25 +16,40 @@ ROOT = Path(__file__).resolve().parents[1]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Return a function that lets so many seconds pass."""
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
 
     def wait(seconds: float) -> None:
         now[0] += seconds
     return wait
 
 
-def test_a_line_a_minute_where_there_is_no_terminal(clock: Callable[[float], None],
-                                                    capsys: pytest.CaptureFixture) -> None:
+def test_one_line_per_minute_where_there_is_no_terminal(clock: Callable[[float], None],
+                                                        capsys: pytest.CaptureFixture) -> None:
     """Eleven minutes of silence in the log of a batch job: nobody knows whether it hangs."""
     with progress(desc="training", total=1000, unit=" steps") as bar:
         for _ in range(300):
             clock(1)
             bar.set_postfix({"loss": "2.05"}, refresh=False)
             bar.update(2)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5
-    assert lines[0] == "training: 120/1,000 steps (12%), 2.00 steps/s, 7 min 20 s left, loss=2.05"
-    assert lines[-1].startswith("training: 600/1,000 steps (60%), 2.00 steps/s, 3 min 20 s left")
+    printed = capsys.readouterr().err
+    lines = printed.split("\n")
+    assert len(lines) == 6
+    assert lines[0] == "training:  12% 120/1000 [01:00<07:20,  2.00 steps/s, loss=2.05]"
+    assert lines[-2].startswith("training:  60% 600/1000 [05:00<03:20,  2.00 steps/s")
+    assert lines[-1] == ""  # what follows begins a line of its own
+    assert "\r" not in printed
+
+
+def test_a_slow_stretch_is_seen(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
+    """After a fast minute nothing is printed until as many again are done."""
+    with progress(desc="cleaning", total=10_000, unit=" files") as bar:
+        for _ in range(60):
+            clock(1)
+            bar.update(100)
+        for _ in range(5):
+            clock(60)
+            bar.update(1)
+    assert len(capsys.readouterr().err.splitlines()) == 6
 
 
 def test_short_work_says_nothing(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
@@ -56,17 +70,20 @@ def test_what_is_not_known_is_left_out(clock: Callable[[float], None], capsys: p
         bar.update(1_000_000)
     with progress(desc="fetching", bar_format="{desc}") as bar:
         clock(61)
-        bar.set_description_str("Receiving objects: 45% (9/20)")
+        for _ in range(3):  # git says so several times per second
+            bar.set_description_str("fetching: Receiving objects: 45% (9/20)", refresh=False)
+            bar.update(0)
     with progress(desc="nothing", total=5) as bar:
         clock(61)
         bar.update(0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "kotlin: 1 files, 0.02 files/s"
-    assert lines[-3:] == ["cleaning: 6.00M/10.0MB (60%), 10.0kB/s, 6 min 40 s left",
-                          "fetching: Receiving objects: 45% (9/20)", "nothing: 0/5 (0%), 0.00/s"]
+    assert lines == ["kotlin: 1 files [01:00, 60.00s/ files]", "kotlin: 2 files [02:00, 60.00s/ files]",
+                     "kotlin: 3 files [03:00, 60.00s/ files]",
+                     "cleaning:  60% 6.00M/10.0M [01:40<06:40, 10.0kB/s]",
+                     "fetching: Receiving objects: 45% (9/20)", "nothing:   0% 0/5 [01:01<?, ?/s]"]
 
 
-def test_one_of_several_processes_speaks(clock: Callable[[float], None],
+def test_one_of_several_processes_prints(clock: Callable[[float], None],
                                          capsys: pytest.CaptureFixture) -> None:
     """Each line stands four times in the log of four processes."""
     with progress(desc="a", total=5, shown=False) as bar:
@@ -76,7 +93,7 @@ def test_one_of_several_processes_speaks(clock: Callable[[float], None],
 
 
 def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever looks on sees lines, and waits a minute for the first."""
+    """Whoever watches a terminal sees lines, and waits a minute for the first."""
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -98,7 +98,8 @@ def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progr
                 *lines, pending = re.split(rb"[\r\n]", pending + chunk)
                 for line in (raw.decode("utf-8", "replace").strip() for raw in lines):
                     if re.search(r"\d+% \(", line):
-                        bar.set_description_str(line)
+                        bar.set_description_str(f"fetching: {line}", refresh=False)
+                        bar.update(0)
                     elif line:
                         messages.append(line)
             messages += [pending.decode("utf-8", "replace").strip()] if pending.strip() else []
