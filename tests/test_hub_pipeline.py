@@ -362,6 +362,25 @@ def test_a_push_is_one_commit(api_here: Hub, folder: Path) -> None:
     assert len(api_here.sent("POST", "/commit/")) == 1
 
 
+@pytest.mark.parametrize("hub", ["xet"], indirect=True)
+def test_a_push_of_many_files_is_one_commit(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """Between two commits of a push the old files are gone and the new ones not all there.  This is what the
+    client's upload_folder does; once it does not, it can take the place of our commit."""
+    for number in range(301):
+        (folder / f"part{number}.json").write_text(str(number))
+    environment = hub.environment(tmp_path / "cache")
+    theirs, ours = (hub.add(name, ADAPTER) for name in ("tester/theirs", "tester/ours"))
+    in_python("import sys\nfrom huggingface_hub import HfApi\n"
+              "HfApi().upload_folder(repo_id='tester/theirs', folder_path=sys.argv[1], "
+              "parent_commit=sys.argv[2], delete_patterns='adapter_*')", environment, str(folder), theirs.id)
+    run_python(ROOT, "-m", "pipeline", "push", folder, "tester/ours", "--delete", "adapter_.*",
+               environment=environment)
+    theirs_head, ours_head = (hub.repository(name).head for name in ("tester/theirs", "tester/ours"))
+    assert set(theirs_head.files) == set(ours_head.files)
+    assert ours_head.parent == ours.id
+    assert theirs_head.parent != theirs.id
+
+
 def test_a_second_adapter_is_kept_too(api_here: Hub, folder: Path) -> None:
     """After a second training the branch holds the first adapter, and the second is nowhere."""
     api_here.add("tester/model", ADAPTER)

@@ -1,4 +1,4 @@
-"""One commit in a hub repository, on top of what was read, compared with what is there afterwards."""
+"""One commit in a hub repository, on top of the commit that was read, verified by hashes afterwards."""
 import functools
 import re
 import sys
@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from pipeline.run.errors import PipelineError, causes, first_line
 from pipeline.run.hashes import content_hashes
 
-# seconds between the tries of what the client does not try again; a hub that asks for more is not waited for
+# seconds between the tries of what the client does not retry; a longer Retry-After than LONGEST_PAUSE fails
 HUB_PAUSES, LONGEST_PAUSE = (1, 2, 4, 8), 300
 
 
@@ -26,17 +26,17 @@ def http_answer(error: BaseException) -> tuple[int, int]:
     """Return the status of the answer that an error is about and its Retry-After in seconds; 0 for none."""
     for answer in (getattr(link, "response", None) for link in causes(error)):
         if answer is not None:
-            asked = answer.headers.get("Retry-After", "")
-            return answer.status_code, int(asked) if asked.isdigit() else 0
+            seconds = answer.headers.get("Retry-After", "")
+            return answer.status_code, int(seconds) if seconds.isdigit() else 0
     return 0, 0
 
 
 def with_hub_retries(attempt: Callable[[], Any], name: str) -> Any:
-    """Return `attempt()`, tried again with growing pauses after a fault that may pass (408, 429, 5xx, a
-    broken connection), and once after a conflict (412): a commit of somebody else since `name` was read.
+    """Return `attempt()`, retried with growing pauses after a temporary failure (408, 429, 5xx, a broken
+    connection), and once after a conflict (412): somebody else's commit since `name` was read.
 
-    The client itself tries listings, uploads and downloads again, but neither whoami nor what reads or makes
-    a repository, a branch or a commit.  A pause is at least the hub's Retry-After, up to LONGEST_PAUSE.
+    The client itself retries listings, uploads and downloads, but neither whoami nor requests that read or
+    make a repository, a branch or a commit.  A pause is at least the hub's Retry-After, up to LONGEST_PAUSE.
     """
     pauses, conflict = list(HUB_PAUSES), False
     while True:
@@ -48,8 +48,8 @@ def with_hub_retries(attempt: Callable[[], Any], name: str) -> Any:
                 conflict = True
                 print(f"{name}: somebody else has committed meanwhile; reading it again", file=sys.stderr)
                 continue
-            passing = status in (408, 429) or status >= 500 or (not status and lost_connection(error))
-            if not passing or not pauses or wait > LONGEST_PAUSE:
+            temporary = status in (408, 429) or status >= 500 or (not status and lost_connection(error))
+            if not temporary or not pauses or wait > LONGEST_PAUSE:
                 raise
             wait = max(pauses.pop(0), wait)
             print(f"{name}: {first_line(error)}; trying again in {wait} s ({len(HUB_PAUSES) - len(pauses)} "
@@ -64,45 +64,39 @@ def commit_files(repo_id: str, repo_type: str, message: str,
     """Put `files(head commit, names there)`, {name: path or content}, into a repository in one commit on top
     of that head, and return the commit's identifier.
 
-    The commit also deletes the other files whose whole name matches `delete`; `keep_branch` names a branch
-    that is put before that at the commit which has them.  What the hub then holds is compared by hashes:
-    PipelineError where it differs.  A commit that went through although its answer was lost is found by the
-    next try, which then has nothing to do.
+    The commit also deletes the other files whose whole name matches `delete`; before it, the branch
+    `keep_branch` is set to the head that still has them.  PipelineError where the hashes of what the hub then
+    holds differ.  If a commit succeeds and its answer is lost, the next try finds nothing to do.
 
-    Before anything is uploaded, one line tells name, visibility, files and size.  `made` says that this run
-    made the repository, and `public` that it may be so: PipelineError where one that was to be private is
-    not.
+    One line announces name, visibility, number of files and size before anything is uploaded.  `made`: this
+    run made the repository; PipelineError where it is public without `public`.
     """
     api, hashes = HfApi(), functools.cache(content_hashes)
-    tell = functools.cache(functools.partial(print, flush=True))  # once, however many tries it takes
-
-    def held(commit: str) -> dict[str, str]:  # the SHA-256 of a large file, git's SHA-1 of a small one
-        tree = api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
-        return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree
-                if isinstance(file, RepoFile)}
+    announce = functools.cache(functools.partial(print, flush=True))  # once, however many tries it takes
 
     def attempt() -> str:
         info = api.repo_info(repo_id, repo_type=repo_type)
         if made and not (info.private or public):
             raise PipelineError(f"{repo_type} {repo_id}: was made private and is public, so nothing was "
                                 "uploaded; look at its settings on the hub, or give --public")
-        commit = parent = info.sha
-        before = held(parent)
-        wanted = files(parent, set(before))
+        before = _hashes_there(repo_id, repo_type, info.sha)
+        wanted = files(info.sha, set(before))
         added = [CommitOperationAdd(name, content) for name, content in wanted.items()
                  if before.get(name) not in hashes(content)]
         stale = [name for name in before if delete and delete.fullmatch(name) and name not in wanted]
-        if added or stale:
-            size = sum(operation.upload_info.size for operation in added)
-            tell(f"publishing to the {repo_type} {repo_id}, {visibility(bool(info.private), made, public)}: "
+        if not added and not stale:
+            return info.sha
+        size = sum(operation.upload_info.size for operation in added)
+        announce(f"publishing to the {repo_type} {repo_id}, {visibility(bool(info.private), made, public)}: "
                  f"{len(added)} files, {size / 1e6:.1f} MB")
         if keep_branch and stale:
             api.preupload_lfs_files(repo_id, added, repo_type=repo_type)  # may fail; then no branch has moved
-            _put_branch(repo_id, repo_type, keep_branch, parent)
-        if added or stale:
-            commit = api.create_commit(repo_id, [*added, *map(CommitOperationDelete, stale)],
-                                       commit_message=message, repo_type=repo_type, parent_commit=parent).oid
-        after = held(commit)
+            _put_branch(repo_id, repo_type, keep_branch, info.sha)
+        # not upload_folder: with Xet it commits in parts (after 250 files, 100 MB of small ones, 5 minutes or
+        # a failure), of which only the first has the deletions and is bound to its parent
+        commit = api.create_commit(repo_id, [*added, *map(CommitOperationDelete, stale)],
+                                   commit_message=message, repo_type=repo_type, parent_commit=info.sha).oid
+        after = _hashes_there(repo_id, repo_type, commit)
         wrong = [name for name, content in wanted.items() if after.get(name) not in hashes(content)]
         if wrong := wrong + [name for name in stale if name in after]:
             raise PipelineError(f"{repo_type} {repo_id}: {wrong[0]} on the hub is not what was published "
@@ -111,8 +105,15 @@ def commit_files(repo_id: str, repo_type: str, message: str,
     return with_hub_retries(attempt, repo_id)
 
 
+def _hashes_there(repo_id: str, repo_type: str, commit: str) -> dict[str, str]:
+    """Return {name: hash} of a repository's files: SHA-256 of a large file, git's SHA-1 of a small one."""
+    tree = HfApi().list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type)
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree
+            if isinstance(file, RepoFile)}
+
+
 def visibility(private: bool, made: bool, public: bool) -> str:
-    """Return who can see a repository, in the words of the line that is said before it is published to."""
+    """Return who can see a repository, in the words of the line printed before the upload."""
     seen = "private" if private else "public"
     if made:
         return f"new and {seen}"
@@ -120,7 +121,7 @@ def visibility(private: bool, made: bool, public: bool) -> str:
 
 
 def _put_branch(repo_id: str, repo_type: str, branch: str, commit: str) -> None:
-    """Let `branch` point at `commit`, wherever in the history of that commit it pointed before.
+    """Set `branch` to `commit`, from wherever in the history of that commit it pointed before.
     PipelineError where it points elsewhere: commits that only this branch holds would be lost."""
     api = HfApi()
     heads = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).branches}

@@ -1,4 +1,8 @@
-"""Comments by the language of a file, which its name tells: where they begin, and where they end."""
+"""Comments by the language of a file, which its name tells: where they begin, and where they end.
+
+Not by Pygments: on the first 8,192 characters of 500 Kotlin files it finds the same notices in 58 times the
+time (1.06 s, 0.02 s here); on Python's library in 280 times, and docstrings are strings to it.
+"""
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
