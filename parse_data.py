@@ -1,17 +1,17 @@
 """Stage 1 of 5: collect the source files of one or more code bases.
 
 Reads   --repo_url                                git repositories (URL, file:// URL, local) or plain folders
-Writes  data/kotlin_code_raw.jsonl                {"file_text": str}, one line a file
+Writes  data/kotlin_code_raw.jsonl                {"file_text": str}, one line per file
         data/kotlin_code_raw.provenance.jsonl     where each line came from, line by line
-        data/kotlin_code_raw.manifest.json        what was asked for, found, skipped and why
+        data/kotlin_code_raw.manifest.json        settings, what was kept, what was skipped and why
 
-Of a repository elsewhere, only the newest tree and only the wanted files cross the wire: a shallow fetch
-without file contents, then one batch of the contents that are wanted.  One on this disk is read where it
-lies.  Both are read from git's object store: nothing is checked out, so no symbolic link is followed, no
-filter or hook runs and line ends are those of the commit.  The clone lives in a folder that this script makes
-and removes, whatever happens.
+Of a remote repository, only the newest tree and the wanted files are transferred: a shallow fetch without
+file contents, then one batch of the wanted contents.  A repository on this disk is read in place.  Both are
+read from git's object store: nothing is checked out, so no symbolic link is followed, no filter or hook runs,
+and line ends are those of the commit.  The clone is in a folder that this script makes, and removes in any
+case.
 
-Memory: one file at a time, and about 200 bytes for each path.  Time: about 0.1 ms a file after the fetch.
+Memory: one file at a time, and about 200 bytes per path.  Time: about 0.1 ms per file after the fetch.
 
 Run:    python parse_data.py
 Quick:  python parse_data.py --repo_url path/to/repository --output_file data/own_raw.jsonl
@@ -39,7 +39,7 @@ from pipeline.sources.source import Request, Source, blob_id, decode_source
 
 def write_source(source: Source, files: Iterator[tuple[str, str, bytes]], args: argparse.Namespace,
                  seen: set[bytes], raw: IO, provenance: IO) -> None:
-    """Write a line to `raw` and to `provenance` for each file that can serve; count others in `source`."""
+    """Write a line to `raw` and to `provenance` for each usable file; count the others in `source`."""
     first = list(itertools.islice(files, 1))  # then the source knows how many there are
     for path, blob, data in progress(itertools.chain(first, files), desc=source.repository.rsplit("/", 1)[-1],
                                      total=source.files, unit=" files"):
@@ -63,14 +63,14 @@ def write_source(source: Source, files: Iterator[tuple[str, str, bytes]], args: 
 
 def write_with_parts(request: Request, args: argparse.Namespace, open_one: Callable, clone: Path,
                      sources: list[Source], seen: set[bytes], raw: IO, provenance: IO) -> None:
-    """Write what a --repo_url asks for, and the clones or submodules in it behind it; add it to `sources`."""
+    """Write the code base of a --repo_url, then the clones or submodules in it; add each to `sources`."""
     waiting, first = deque([request]), len(sources)
-    asked = set()
+    requested = set()
     while waiting:
         request = waiting.popleft()
-        if (request.location, request.revision, request.folder) in asked:
+        if (request.location, request.revision, request.folder) in requested:
             continue  # a submodule of two others
-        asked.add((request.location, request.revision, request.folder))
+        requested.add((request.location, request.revision, request.folder))
         source, files = open_one(request, clone / str(len(sources)))
         with contextlib.closing(files):
             write_source(source, files, args, seen, raw, provenance)
@@ -96,7 +96,7 @@ def parse_data(args: argparse.Namespace) -> None:
     except ImportError as error:
         advice = f"GIT_PYTHON_GIT_EXECUTABLE={program}: correct or unset it" if program else "install git"
         raise PipelineError(f"git cannot be used ({str(error).splitlines()[0]}); {advice}") from None
-    # They stand on GitPython: not before it is known to work.
+    # They import GitPython, so only after it is known to work.
     from pipeline.sources.git import GIT_BINDINGS
     from pipeline.sources.locations import open_source, requests_for
     from pipeline.sources.selection import Selection
@@ -116,7 +116,7 @@ def parse_data(args: argparse.Namespace) -> None:
             sweep_leftovers(path)
         with atomic_file(output) as raw, atomic_file(provenance_file) as provenance:
             for request in requests_for(args.repo_url, args.revision):
-                write_with_parts(request, args, lambda asked, folder: open_source(asked, selection, folder),
+                write_with_parts(request, args, lambda part, folder: open_source(part, selection, folder),
                                  clone, sources, seen, raw, provenance)
             outputs = {}
             for path, file in ((output, raw), (provenance_file, provenance)):
@@ -130,7 +130,7 @@ def parse_data(args: argparse.Namespace) -> None:
 
 
 def count(sources: list[Source]) -> dict[str, int]:
-    """Return {kept, duplicates (kept all the same), skipped: REASON} summed over the sources."""
+    """Return {kept, duplicates (kept too), skipped: REASON} summed over the sources."""
     total = Counter({"kept": 0, "kept, duplicate of an earlier file": 0})
     for source in sources:
         total["kept"] += source.kept
@@ -149,8 +149,8 @@ def report(sources: list[Source], output: Path, started: float, unmatched: list[
                  else "NOT FOUND: check that you may use this code"))
         others = Counter(source.nested_licenses.values())
         if others:
-            told = ", ".join(f"{name} {number}" for name, number in sorted(others.items()))
-            print(f"  other licences in its folders: {told} (nested_licenses in the manifest)")
+            listed = ", ".join(f"{name} {number}" for name, number in sorted(others.items()))
+            print(f"  other licences in its folders: {listed} (nested_licenses in the manifest)")
         if left_out := source.skipped.get("submodule"):
             print(f"  submodules left out: {', '.join(left_out)} (--submodules reads those with an address)")
     for pattern in unmatched:
@@ -167,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repo_url", nargs="+", default=["https://github.com/JetBrains/kotlin.git"],
                         help="one or more code bases: a URL, a file:// URL, a local git repository (its last "
                              "commit is read, not its working tree), a plain folder, or one that holds "
-                             "clones; each with @REVISION and #FOLDER behind it if you like (default: "
+                             "clones; each may be followed by @REVISION and #FOLDER (default: "
                              "%(default)s)")
     parser.add_argument("--revision", help="branch, tag or commit to read, where --repo_url names none "
                                            "(default: the repository's HEAD)")

@@ -41,7 +41,7 @@ def convert(gguf: Path, folder: Path) -> int:
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name,
                                                               dtype=torch.bfloat16)
-    # transformers takes a model read from GGUF for a quantized one and would not save it; it is plain by now
+    # transformers would not save a model read from GGUF, as quantized; its weights are plain by now
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -73,5 +73,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="OUTPUT_FOLDER",
-                        help="for the model; a complete one is left")
+                        help="for the model; a complete one is left as it is")
     main(parser.parse_args().output)

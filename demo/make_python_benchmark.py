@@ -36,7 +36,7 @@ KEPT_STRINGS, KEPT_NUMBERS = 200, 30  # how many of the most frequent literals C
 MAX_BODY_CHARACTERS = 700  # about the budget of 256 tokens
 STRING_LITERAL = re.compile(r"(?P<prefix>[A-Za-z]*)(?P<quote>\"\"\"|'''|\"|')(?P<text>.*)(?P=quote)",
                             re.DOTALL)
-# the text of a string may hold ">": its mark ends where the string's own quotes follow
+# the text of a string may hold ">": its mark ends before the string's closing quotes
 MARK = re.compile(r"(?P<quote>\"\"\"|'''|\"|')<STR_LIT:(?P<text>\S*?)>(?P=quote)|<NUM_LIT:(?P<number>[^>]*)>")
 
 
@@ -102,7 +102,7 @@ def to_codexglue(code: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def over_lines(code: str) -> bool:
-    """Return whether a string of the code goes over lines."""
+    """Return whether a string in the code spans several lines."""
     return any(token.type == tokenize.STRING and "\n" in token.string
                for token in tokenize.generate_tokens(io.StringIO(code).readline))
 
@@ -149,9 +149,9 @@ def main(output: Path) -> None:
                          "body": marked_body, "id": identifier})
     common = set()
     for kind, number in (("STR", KEPT_STRINGS), ("NUM", KEPT_NUMBERS)):
-        found = [(literal, n) for literal, n in counts.items() if literal[0] == kind and literal[1]]
-        found.sort(key=lambda item: (-item[1], item[0]))
-        common |= {literal for literal, _ in found[:number]}
+        ranked = [(literal, n) for literal, n in counts.items() if literal[0] == kind and literal[1]]
+        ranked.sort(key=lambda item: (-item[1], item[0]))
+        common |= {literal for literal, _ in ranked[:number]}
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.part")
     with open(temporary, "w", encoding="utf-8") as out:

@@ -1,6 +1,6 @@
 """Make replay examples for train.py from the standard library: Python that the model must not forget.
 
-Each line is {"prompt", "completion", "ends"}: neighbouring pieces of one source file, cut at line ends, of
+Each line is {"prompt", "completion", "ends"}: neighbouring chunks of one source file, cut at line ends, of
 which only the last ends something; and its functions, from their signature and docstring to their end, so
 that the model does not forget that a function ends.  The modules are others than those of
 make_python_benchmark.py, so that what is replayed is not what is measured.
@@ -22,20 +22,20 @@ from make_python_benchmark import MODULES
 
 # tests, tables, other people's code
 LEFT_OUT = {"test", "tests", "site-packages", "__pycache__", "idle_test", "encodings", "pydoc_data"}
-PIECE_CHARACTERS = 320  # about 100 tokens
-MAX_BODY_CHARACTERS = 700  # of a function; longer ones are in pieces alone
+CHUNK_CHARACTERS = 320  # about 100 tokens
+MAX_BODY_CHARACTERS = 700  # of a function; longer ones are in chunks only
 
 
-def pieces(source: str) -> Iterator[str]:
-    """Yield the source in pieces of whole lines, each of at least PIECE_CHARACTERS but the last."""
-    piece = ""
+def chunks(source: str) -> Iterator[str]:
+    """Yield the source in chunks of whole lines, each of at least CHUNK_CHARACTERS but the last."""
+    chunk = ""
     for line in source.splitlines(keepends=True):
-        piece += line
-        if len(piece) >= PIECE_CHARACTERS:
-            yield piece
-            piece = ""
-    if piece:
-        yield piece
+        chunk += line
+        if len(chunk) >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk = ""
+    if chunk:
+        yield chunk
 
 
 def functions(source: str) -> Iterator[tuple[str, str]]:
@@ -57,9 +57,9 @@ def functions(source: str) -> Iterator[tuple[str, str]]:
 
 def rows(source: str) -> Iterator[dict[str, object]]:
     """Yield the examples of one file."""
-    found = list(pieces(source))
-    for place in range(0, len(found) - 1, 2):
-        yield {"prompt": found[place], "completion": found[place + 1], "ends": place + 2 == len(found)}
+    parts = list(chunks(source))
+    for place in range(0, len(parts) - 1, 2):
+        yield {"prompt": parts[place], "completion": parts[place + 1], "ends": place + 2 == len(parts)}
     for prompt, body in functions(source):
         yield {"prompt": prompt, "completion": body, "ends": True}
 

@@ -1,11 +1,11 @@
-"""Stage 1 beside `git clone`: bytes received and seconds, on a repository with a history.
+"""Stage 1 compared with `git clone`: bytes received and seconds, on a repository with a history.
 
 Builds a repository of --commits commits with the files of a real corpus, each commit changing some of them,
-and other files beside (what a repository holds that nobody asked for), then collects its .kt files from a git
-server on this machine, and from where it lies on the disk.
+and other files (which the stage does not want), then collects its .kt files from a git server on this
+machine, and from the disk.
 
---repository measures the stage on a repository of yours, on the disk, instead; with --before FOLDER, a
-checkout of an earlier version of this project, in turn with that version.
+--repository measures the stage on your own local repository instead; with --before FOLDER, a checkout of an
+earlier version of this project, alternately with that version.
 
 Run:    python perf/parse_data.py
 """
@@ -97,7 +97,7 @@ def stage(place: str | Path, scratch: Path, project: Path = ROOT) -> Run:
 
 
 def compare_with_clones(args: argparse.Namespace, root: Path) -> None:
-    """Print bytes and seconds beside those of git clone."""
+    """Print bytes and seconds, compared with those of git clone."""
     build_repository(root / "repository", args.commits)
     received: dict[str, int] = {}
 
@@ -129,8 +129,8 @@ def compare_with_clones(args: argparse.Namespace, root: Path) -> None:
 
 
 def compare_with_before(args: argparse.Namespace, root: Path) -> None:
-    """Print the stage's seconds on --repository, and those of the version before; CPU seconds, git's with
-    them, say more where something else runs beside it."""
+    """Print the stage's seconds on --repository, and those of the version before; CPU seconds, including
+    git's, are the better measure on a busy machine."""
     versions = {"now": ROOT} | ({"before": args.before} if args.before else {})
     cpu: dict[str, list[float]] = {name: [] for name in versions}
 
@@ -155,7 +155,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=400)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--repository", type=Path, help="of yours, on the disk, instead of the one built")
+    parser.add_argument("--repository", type=Path, help="your own, on the disk, instead of the built one")
     parser.add_argument("--before", type=Path, help="checkout of an earlier version, for --repository")
     args = parser.parse_args()
     if not args.repository and not CORPUS.is_file():

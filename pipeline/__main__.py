@@ -1,4 +1,4 @@
-"""Tell where an output comes from, or publish a folder, as a stage says whose push failed.
+"""Show where an output comes from, or publish a folder, such as one whose push failed.
 
 Run:    python -m pipeline lineage results
         python -m pipeline push models/merged OWNER/NAME
@@ -14,22 +14,19 @@ from pipeline.run.stage import run_stage
 
 
 def show_lineage(args: argparse.Namespace) -> None:
-    """Print where an output comes from, a line a stage; PipelineError where something has changed since."""
+    """Print where an output comes from, one line per stage; PipelineError if anything has changed since."""
     changes = 0
     for line, change in lineage(args.path):
         print(line, flush=True)
         changes += change
     if changes:
         raise PipelineError(f"{args.path}: {changes} of its stages no longer match what was used; write "
-                            "them again, or remember it where you tell of the result")
+                            "them again, or mention it where you report the result")
 
 
 def push(args: argparse.Namespace) -> None:
     """Publish a folder in one commit, after comparing it with its manifest."""
-    from pipeline.hub.client import (
-        check_hub_write,
-        push_folder,
-    )  # a quarter of a second, of this command alone
+    from pipeline.hub.client import check_hub_write, push_folder  # takes 0.25 s, for this command alone
 
     try:
         pattern = re.compile(args.delete) if args.delete else None
@@ -49,12 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    told = commands.add_parser("lineage", help="tell where a model, data set or table comes from",
-                               allow_abbrev=False)
-    told.add_argument("path", type=Path, help="an output of one of the five stages")
-    told.set_defaults(command=show_lineage)
+    shown = commands.add_parser("lineage", help="show where a model, data set or table comes from",
+                                allow_abbrev=False)
+    shown.add_argument("path", type=Path, help="an output of one of the five stages")
+    shown.set_defaults(command=show_lineage)
     pushed = commands.add_parser("push", help="publish a folder in one commit", allow_abbrev=False)
-    pushed.add_argument("folder", type=Path, help="what a stage wrote")
+    pushed.add_argument("folder", type=Path, help="output folder of a stage")
     pushed.add_argument("repository", help="hub name, OWNER/NAME")
     pushed.add_argument("--repo_type", choices=("model", "dataset"), default="model",
                         help="(default: %(default)s)")
@@ -64,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
                                                             "none)")
     pushed.add_argument("--keep_branch", help="branch that keeps what is deleted (default: none)")
     pushed.add_argument("--public", action="store_true",
-                        help="a repository that is missing is made public (default: private)")
+                        help="make a new repository public (default: private)")
     pushed.add_argument("--allow_secrets", action="store_true",
                         help="publish although a text holds private keys or tokens (default: refuse)")
     pushed.set_defaults(command=push)

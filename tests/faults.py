@@ -191,14 +191,14 @@ def finish(started: Started, fault: Fault = NO_FAULT) -> Run:
     """Wait for the end of a run; `fault.moment` seconds after its first words, the fault's signal is sent."""
     began, first_words, said, sent = time.monotonic(), None, b"", not fault.moment
     while True:
-        found, status = os.waitpid(started.process, os.WNOHANG)
+        ended, status = os.waitpid(started.process, os.WNOHANG)
         with contextlib.suppress(BlockingIOError):
             while block := os.read(started.screen, 1 << 16):
                 said += block
         now = time.monotonic()
         if said and first_words is None:
             first_words = now
-        if found:
+        if ended:
             break
         if not sent and first_words is not None and now - first_words >= fault.moment:
             os.kill(started.process, getattr(signal, fault.action))
@@ -507,7 +507,7 @@ def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
                 yield kind, "named, and gone on", None
             elif (name == "data/python.jsonl"
                   and hashlib.sha256((folder / name).read_bytes()).hexdigest() in metrics_of(folder)):
-                yield kind, "a file of the user's own: the result is told by the file's hash", None
+                yield kind, "a file of the user's own: the result names the file's hash", None
             elif name.startswith("model/"):
                 yield kind, "NOT NOTICED: a base model without hashes", None
             else:
@@ -515,7 +515,7 @@ def damages(bench: Bench, at_most: int) -> Iterator[Outcome]:
 
 
 def twice(bench: Bench, at_most: int) -> Iterator[Outcome]:
-    """Stop the stage at a file operation behind its lock, start the same command, and let the first go on."""
+    """Stop the stage at a file operation after its lock, start the same command, and let the first go on."""
     for at in spread(list(range(bench.undisturbed.lock + 1, bench.undisturbed.operations)), at_most):
         with bench.fresh() as folder:
             first = start(bench.stage, folder, bench.stage.arguments, Fault("SIGSTOP", at=at))
@@ -528,7 +528,7 @@ def twice(bench: Bench, at_most: int) -> Iterator[Outcome]:
                 defect = f"the second ended with {second.code}: {second.screen[-400:]}"
             if ended.code or results(folder, bench.stage) != bench.after:
                 defect = f"the first ended with {ended.code}, or with another result: {ended.screen[-400:]}"
-            yield ("two at once", "the second told, the first's result whole",
+            yield ("two at once", "the second refused, the first's result whole",
                    defect and f"at operation {at}: {defect}")
 
 

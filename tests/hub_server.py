@@ -107,7 +107,7 @@ def xet_files(store: Path) -> dict[str, tuple[str, int]]:
     def shown(raw: bytes) -> str:
         return b"".join(raw[i:i + 8][::-1] for i in range(0, 32, 8)).hex()  # four little-endian numbers
 
-    found: dict[str, tuple[str, int]] = {}
+    files: dict[str, tuple[str, int]] = {}
     for shard in store.glob("xet/xorbs/shards/*.mdb"):
         data = shard.read_bytes()
         records = iter(struct.iter_unpack("48s", data[48:48 + (len(data) - 48) // 48 * 48]))
@@ -120,8 +120,8 @@ def xet_files(store: Path) -> dict[str, tuple[str, int]]:
             for _ in range(segments if flags >> 31 & 1 else 0):
                 next(records)
             if flags >> 30 & 1:
-                found[shown(next(records)[0])] = (shown(head), size)
-    return found
+                files[shown(next(records)[0])] = (shown(head), size)
+    return files
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class Hub:
         return self.faults[-1]
 
     def hold(self, method: str, path: str) -> Fault:
-        """Let the next matching request wait until `release` is set; `arrived` tells when it has come."""
+        """Let the next matching request wait until `release` is set; `arrived` is set when it has come."""
         return self.fail(method, path, 0, release=threading.Event())
 
     def sent(self, method: str, path: str) -> list[Request]:
@@ -291,7 +291,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def answer_file(self, data: bytes, headers: dict[str, str]) -> None:
-        """Send the content of a file, or the range of it that is asked for."""
+        """Send the content of a file, or the requested range of it."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not wanted:
             return self.answer(data=data, headers=headers | {"Accept-Ranges": "bytes"})

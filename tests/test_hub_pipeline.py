@@ -207,13 +207,13 @@ def test_the_pipeline_through_the_hub(hub: Hub, base_model: Path, raw_file: Path
     assert [code for code, _ in results] == [0, 0, 0, 0], results
     assert len(hub.requests) == seen
     assert (tmp_path / "offline" / "results" / "table.md").read_text() == tables["merged"]
-    told = run_python(tmp_path, "-m", "pipeline", "lineage", "offline/results/table.md",
-                      environment=os.environ | {"PYTHONPATH": str(ROOT)}).stdout.splitlines()
-    assert [line.split("  ")[:2] for line in told[:5]] == [
+    shown = run_python(tmp_path, "-m", "pipeline", "lineage", "offline/results/table.md",
+                       environment=os.environ | {"PYTHONPATH": str(ROOT)}).stdout.splitlines()
+    assert [line.split("  ")[:2] for line in shown[:5]] == [
         ["offline/results", "benchmarking.py"], ["tester/model", "merge_lora.py"],
         ["tester/model", "train.py"], ["tester/data", "preprocess_data.py"], [str(raw_file), "parse_data.py"]]
     origin = f"commit {head_of(raw_file.parent / 'code')}"[:46]
-    assert [line.rsplit("  ")[-1][:46] for line in told[5:]] == [origin]
+    assert [line.rsplit("  ")[-1][:46] for line in shown[5:]] == [origin]
     for code, said in run_many(tmp_path, local, hub.environment(tmp_path / "empty", HF_HUB_OFFLINE="1")):
         assert code == 1
         assert "Traceback" not in said
@@ -248,7 +248,7 @@ def test_a_stage_that_may_not_publish_does_not_begin(script: str, arguments: tup
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "tester/mo del", "tester/..", "https://h/tester/model",
                                   "tester/model.git", ""])
-def test_a_name_that_is_none(name: str, api_here: Hub) -> None:
+def test_an_invalid_name(name: str, api_here: Hub) -> None:
     """A name that the hub cannot have fails only at the upload."""
     with pytest.raises(PipelineError, match="not a hub name of the form OWNER/NAME"):
         check_hub_write(name)
@@ -284,10 +284,10 @@ def scoped(name: str, *permissions: str) -> dict:
     (scoped("tester/other", "repo.write"), "tester/model", "no repo.write for tester"),
     (scoped("tester", "repo.content.read"), "tester/model", "no repo.write for tester"),
     (scoped("team", "repo.write"), "team/model", None),
-    (account("fineGrained"), "tester/model", None),  # a hub that does not tell
+    (account("fineGrained"), "tester/model", None),  # a hub that does not say
     ({"name": "tester"}, "tester/model", None),
 ])
-def test_what_the_hub_tells_about_a_token(whoami: dict, repository: str, message: str | None,
+def test_rights_of_a_token(whoami: dict, repository: str, message: str | None,
                                           api_here: Hub) -> None:
     """A token without the right to write there is noticed only at the upload, or a good one is refused."""
     api_here.tokens[WRITE_TOKEN] = whoami
@@ -382,7 +382,7 @@ def test_a_push_of_many_files_is_one_commit(hub: Hub, folder: Path, tmp_path: Pa
 
 
 def test_a_second_adapter_is_kept_too(api_here: Hub, folder: Path) -> None:
-    """After a second training the branch holds the first adapter, and the second is nowhere."""
+    """After a second training the branch holds the first adapter, and the second is lost."""
     api_here.add("tester/model", ADAPTER)
     push_folder(folder, "tester/model", "Merge", delete=STALE, keep_branch="adapter")
     second = api_here.add("tester/model", ADAPTER | {"adapter_model.safetensors": b"second"})
@@ -425,7 +425,7 @@ def test_a_branch_of_the_users_own_is_not_moved(api_here: Hub, folder: Path) -> 
     ("GET", "/tree/", {"status": 502, "times": 2}),
     ("PUT", "/large/", {"status": 500}),
 ])
-def test_a_fault_that_passes_is_waited_for(method: str, path: str, fault: dict, api_here: Hub, folder: Path,
+def test_a_temporary_failure_is_retried(method: str, path: str, fault: dict, api_here: Hub, folder: Path,
                                            capsys: pytest.CaptureFixture) -> None:
     """A restart of the hub costs the user his push, or makes two commits of it."""
     before = api_here.add("tester/model", ADAPTER)
@@ -444,7 +444,7 @@ def test_a_fault_that_passes_is_waited_for(method: str, path: str, fault: dict, 
 @pytest.mark.parametrize("fault", [{"status": 503, "times": 99}, {"status": 403},
                                    {"status": 429, "headers": {"Retry-After": "9999"}},
                                    {"broken": "before", "times": 99}])
-def test_a_fault_that_stays(fault: dict, api_here: Hub, folder: Path, tmp_path: Path,
+def test_a_permanent_failure(fault: dict, api_here: Hub, folder: Path, tmp_path: Path,
                             capsys: pytest.CaptureFixture) -> None:
     """A push that fails loses the work, half of it is on the hub, or the user does not know how to repeat
     it."""
@@ -496,7 +496,7 @@ def test_somebody_else_commits_meanwhile(api_here: Hub, folder: Path) -> None:
 
 
 def test_somebody_who_does_not_stop(api_here: Hub, folder: Path) -> None:
-    """A push tries for ever."""
+    """A push retries for ever."""
     api_here.add("tester/model", ADAPTER)
     api_here.fail("POST", "/commit/", 0, times=9,
                   change=lambda: api_here.add("tester/model", {"others.txt": b"x"}))
@@ -575,14 +575,14 @@ def test_a_data_set_whose_push_failed_is_published_by_the_next_run(hub: Hub, raw
 # Who can see it
 # ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("exists", "public", "told"), [
+@pytest.mark.parametrize(("exists", "public", "announced"), [
     (None, False, "new and private"),
     (None, True, "new and public"),
     ("private", False, "which exists and stays private"),
     ("public", False, "which exists and stays public"),
     ("private", True, "which exists and stays private (--public is for new ones)"),
     ("public", True, "which exists and stays public")])
-def test_what_is_published_is_private(exists: str | None, public: bool, told: str, api_here: Hub,
+def test_what_is_published_is_private(exists: str | None, public: bool, announced: str, api_here: Hub,
                                       folder: Path, capsys: pytest.CaptureFixture) -> None:
     """A company's code is there for everybody to read, because its owner did not know what the default is; or
     a repository that was private is opened."""
@@ -593,8 +593,8 @@ def test_what_is_published_is_private(exists: str | None, public: bool, told: st
     api_here.fail("POST", "/preupload/", 0, change=lambda: before_upload.append(capsys.readouterr().out))
     push_folder(folder, "tester/model", "Add", public=public)
     number = 2 if exists else 3  # what is there already is not sent again
-    assert before_upload == [f"publishing to the model tester/model, {told}: {number} files, 0.0 MB\n"]
-    assert api_here.repository("tester/model").private == ("private" in told)
+    assert before_upload == [f"publishing to the model tester/model, {announced}: {number} files, 0.0 MB\n"]
+    assert api_here.repository("tester/model").private == ("private" in announced)
 
 
 def test_a_repository_that_the_hub_opens_gets_nothing(api_here: Hub, folder: Path) -> None:
@@ -619,7 +619,7 @@ def test_a_repository_is_made_although_the_hub_falters(api_here: Hub, folder: Pa
 # ----------------------------------------------------------------------------------------------------------
 
 class WatchfulGitHandler(GitHandler):
-    """Notes the command lines of the git processes that run while it is asked; every user of a machine can
+    """Records the command lines of the git processes that run during a request; every user of a machine can
     read them."""
     commands: set[bytes]
 
@@ -682,10 +682,10 @@ def test_no_secret_leaks(hub: Hub, base_model: Path, raw_file: Path, tmp_path: P
                 for file in commit.files.values()
                 for content in [file.content or hub.large.get(file.sha256, b"")]]
     assert handler.commands or not Path("/proc").is_dir()
-    asked = [request.body + request.path.encode() for request in hub.requests]
+    sent = [request.body + request.path.encode() for request in hub.requests]
     written = [path.read_bytes() for path in written_files(tmp_path)]
     for secret in (WRITE_TOKEN, password, in_url, base64.b64encode(f"user:{password}".encode()).decode()):
-        for name, places in (("uploaded", uploaded), ("asked", asked), ("written", written),
+        for name, places in (("uploaded", uploaded), ("sent", sent), ("written", written),
                              ("printed", [done.stdout.encode()]), ("logged", [done.stderr.encode()]),
                              ("run", handler.commands)):
             found = next((place for place in places if secret.encode() in place), b"")
@@ -694,7 +694,7 @@ def test_no_secret_leaks(hub: Hub, base_model: Path, raw_file: Path, tmp_path: P
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Repositories that mean ill
+# Hostile repositories
 # ----------------------------------------------------------------------------------------------------------
 
 def changed(files: dict[str, bytes], name: str, **settings: object) -> dict[str, bytes]:
@@ -714,7 +714,7 @@ class Marker:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Iterator[tuple[Hub, Path, Path]]:
-    """A hub with repositories that mean ill, a folder to work in, and the file that any code of theirs would
+    """A hub with hostile repositories, a folder to work in, and the file that any code of theirs would
     make."""
     folder = tmp_path_factory.mktemp("hostile")
     marker = folder / "executed"
@@ -810,12 +810,13 @@ COMMON = {
 
 
 @pytest.mark.parametrize("script", REFUSED)
-def test_what_means_ill_is_refused(script: str, hostile: tuple[Hub, Path, Path], tmp_path: Path) -> None:
+def test_hostile_repositories_are_refused(script: str, hostile: tuple[Hub, Path, Path],
+                                          tmp_path: Path) -> None:
     """A repository of somebody else runs its code on this machine, or writes outside of its folder."""
     hub, folder, marker = hostile
     before = set(written_files(folder))
     # the last of two equal flags counts
-    commands = [(script, *COMMON[script].split(), *ill.split()) for ill in REFUSED[script]]
+    commands = [(script, *COMMON[script].split(), *options.split()) for options in REFUSED[script]]
     results = run_many(folder, commands, hub.environment(tmp_path / "cache"))
     for (code, said), command, message in zip(results, commands, REFUSED[script].values(), strict=True):
         assert code == 1, command

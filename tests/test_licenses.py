@@ -47,7 +47,7 @@ FILES = {"a.kt": MAIN, "LICENSE": TEXTS["MIT"], "vendor/one/b.kt": b"val b = 1\n
 @pytest.mark.parametrize("kind", ["repository", "plain folder"])
 def test_each_file_has_the_nearest_licence(kind: str, repository: Repository, parse: Callable[..., Result],
                                            capfd: pytest.CaptureFixture) -> None:
-    """Files of a copied library are told to be under the licence of the code base that they were copied
+    """Files of a copied library are listed under the licence of the code base that they were copied
     into."""
     repository.commit(FILES)
     if kind == "plain folder":

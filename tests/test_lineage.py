@@ -57,14 +57,14 @@ STEPS = [("results", "benchmarking.py"), ("models/merged", "merge_lora.py"), ("m
 @pytest.mark.parametrize(("path", "first"), [("results", 0), ("results/table.md", 0), ("models/merged", 1),
                                              ("models/adapter", 2), ("data/set", 3), ("data/raw.jsonl", 4)])
 def test_lineage_goes_back_to_the_source_commit(path: str, first: int, chain: Path) -> None:
-    """Nobody can say which code a model or a table goes back to, or a stage is told twice."""
+    """Nobody can say which code a model or a table goes back to, or a stage is listed twice."""
     *stages, source = lineage(Path(path))
     assert [tuple(line.split("  ")[:2]) for line, _ in stages] == STEPS[first:]
     assert all("files match" in line and not change for line, change in stages)
     assert source == ("https://example.org/code.git  commit c0ffee", False)
 
 
-def test_a_line_of_lineage_tells_all(chain: Path) -> None:
+def test_a_complete_line_of_lineage(chain: Path) -> None:
     """A line lacks the date, the hash or the origin."""
     (line, _), *_ = lineage(Path("models/merged"))
     manifest = read_manifest(Path("models/merged"))
@@ -84,15 +84,15 @@ def test_a_line_of_lineage_tells_all(chain: Path) -> None:
     (lambda: write_manifest(Path("data/raw.manifest.json"), argparse.Namespace(), {"raw.jsonl": "0"}, 0.0),
      "data/raw.jsonl", "WRITTEN AGAIN"),
 ])
-def test_lineage_tells_what_has_changed(damage: Callable[[], object], place: str, message: str, chain: Path,
+def test_lineage_names_what_has_changed(damage: Callable[[], object], place: str, message: str, chain: Path,
                                         capsys: pytest.CaptureFixture) -> None:
     """A model is traced to a file that is not the one that it was made from."""
     damage()
-    told = list(lineage(Path("results")))
-    (changed,) = (line for line, change in told if change)
+    lines = list(lineage(Path("results")))
+    (changed,) = (line for line, change in lines if change)
     assert changed.startswith(place)
     assert message in changed
-    assert "c0ffee" in told[-1][0]  # the code base is known all the same
+    assert "c0ffee" in lines[-1][0]  # the code base is known all the same
     with pytest.raises(SystemExit) as stop:
         main(["lineage", "results"])
     assert stop.value.code == 1
@@ -116,11 +116,11 @@ def test_lineage_where_an_input_is_no_longer_there(place: str, chain: Path) -> N
     """A link that cannot be followed passes for checked, or ends the story."""
     path = Path(place)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    told = list(lineage(Path("results")))
-    (line,) = (line for line, _ in told if line.startswith(place))
+    lines = list(lineage(Path("results")))
+    (line,) = (line for line, _ in lines if line.startswith(place))
     assert "is not here" in line
-    assert not any(change for _, change in told)
-    assert "c0ffee" in told[-1][0]
+    assert not any(change for _, change in lines)
+    assert "c0ffee" in lines[-1][0]
 
 
 @pytest.mark.parametrize("manifest", [
@@ -134,14 +134,14 @@ def test_lineage_where_an_input_is_no_longer_there(place: str, chain: Path) -> N
 def test_lineage_of_a_manifest_from_elsewhere(manifest: dict, tmp_path: Path) -> None:
     """A manifest of somebody else ends in a traceback, writes to the terminal, or shows a password."""
     write_json(tmp_path / "manifest.json", manifest)
-    told = "".join(line for line, _ in lineage(tmp_path))
-    assert "\x1b" not in told
-    assert "secret" not in told
+    lines = "".join(line for line, _ in lineage(tmp_path))
+    assert "\x1b" not in lines
+    assert "secret" not in lines
 
 
 def test_lineage_of_something_else(chain: Path) -> None:
     """A file that no stage wrote is given the origin of its neighbours."""
     Path("results/notes.md").write_text("x")
     for path in ("results/notes.md", "models", "nothing"):
-        with pytest.raises(PipelineError, match="no manifest tells where it comes from"):
+        with pytest.raises(PipelineError, match="no manifest says where it comes from"):
             list(lineage(Path(path)))

@@ -17,7 +17,7 @@ def partial_clone(repository: Repository, path: Path, what: str = "blob:none") -
 def test_a_partial_clone_as_the_source(repository: Repository, parse: Callable[..., Result],
                                        parse_failure: Callable[..., str], tmp_path: Path,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing content that nobody asks for ends the run; or one that is wanted is told as a fault of the
+    """A missing content that nobody wants ends the run; or a wanted one is reported as a fault of the
     network, and tried again and again."""
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("tried again"))
     repository.commit({"a.kt": MAIN})
@@ -94,7 +94,7 @@ def test_states_of_a_repository(kind: str, repository: Repository, parse: Callab
 
 def test_revisions_as_git_writes_them(repository: Repository, parse: Callable[..., Result],
                                       parse_failure: Callable[..., str], tmp_path: Path) -> None:
-    """A revision that `git show` takes is refused; or one that is not there is told as something else."""
+    """A revision that `git show` takes is refused; or a missing one is reported as something else."""
     first = repository.commit({"a.kt": MAIN})
     repository.commit({"a.kt": b"val second = 2\n"})
     for revision in ("HEAD~1", "main^", first[:8], f"{first}^{{commit}}"):
@@ -118,7 +118,7 @@ def test_a_worktree_whose_repository_has_moved(repository: Repository, parse_fai
 def test_a_git_folder_that_is_no_repository(tmp_path: Path, parse: Callable[..., Result],
                                             parse_failure: Callable[..., str]) -> None:
     """The user is sent to his git settings, where it is the folder that is damaged; or a damaged one above
-    the folder that is asked for stops everything."""
+    the requested folder stops everything."""
     (tmp_path / "stray" / "sub").mkdir(parents=True)
     (tmp_path / "stray" / ".git").mkdir()
     (tmp_path / "stray" / "sub" / "a.kt").write_bytes(MAIN)
@@ -146,14 +146,14 @@ def test_a_folder_of_a_repository(repository: Repository, parse: Callable[..., R
 
 
 def test_a_folder_that_is_not_there(repository: Repository, parse_failure: Callable[..., str]) -> None:
-    """A typing error behind the # collects nothing, or everything, without a word."""
+    """A typing error after the # collects nothing, or everything, without a word."""
     repository.commit({"a.kt": MAIN, "app/b.kt": MAIN})
-    assert "has no folder ap; check the name behind the #" in parse_failure(f"{repository.path}#ap")
+    assert "has no folder ap; check the name after the #" in parse_failure(f"{repository.path}#ap")
     assert "leads out of the repository" in parse_failure(f"{repository.path}#../other")
 
 
 def test_repositories_of_one_name(tmp_path: Path, parse: Callable[..., Result]) -> None:
-    """Of two clones called `app`, nobody can tell whose file a line is; or a remote's password is shown."""
+    """Of two clones called `app`, nobody knows whose file a line is; or a remote's password is shown."""
     for name in ("one", "two", "three"):
         Repository(tmp_path / name / "app").commit({f"{name}.kt": f"val {name} = 1\n".encode()})
     remote = Repository(tmp_path / "cloned")

@@ -50,7 +50,7 @@ def test_several_sources_of_every_kind(tmp_path: Path, parse: Callable[..., Resu
     ("here@main@{1}", "here", "main@{1}", ""), ("here#x@v1", "here#x", "v1", ""),
     ("here#f", "here", None, "f"),
     ("missing@v1#f", "missing@v1", None, "f"), ("", "", None, ""), ("@", "@", None, ""), ("#", "", None, "")])
-def test_what_stands_behind_a_location(text: str, location: str, revision: str | None, folder: str,
+def test_what_follows_a_location(text: str, location: str, revision: str | None, folder: str,
                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address with an @ in it is taken apart, or its revision is taken for a part of its name."""
     for name in ("here", "here@a", "here#x"):
@@ -116,7 +116,7 @@ def test_extensions_with_and_without_dot(repository: Repository, parse: Callable
 def test_mistakes_are_one_line(location: str, options: tuple, message: str, repository: Repository,
                                tmp_path: Path, parse_failure: Callable[..., str],
                                monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake gives a traceback, runs a command, or leaves something behind."""
+    """A mistake gives a traceback, runs a command, or leaves something."""
     monkeypatch.chdir(tmp_path)
     repository.commit({"a.kt": MAIN})
     Repository(tmp_path / "empty")

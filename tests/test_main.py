@@ -25,7 +25,7 @@ def test_lineage_is_printed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("lineage", "nowhere"), "no manifest tells where it comes from"),
+    (("lineage", "nowhere"), "no manifest says where it comes from"),
     (("push", "nowhere", "owner/name"), "push nowhere: no such folder"),
     (("push", "nowhere", "owner/name", "--delete", "("), "not a regular expression"),
 ])

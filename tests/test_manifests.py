@@ -58,7 +58,7 @@ def test_a_manifest_says_what_made_the_output(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_was_changed_is_noticed(tmp_path: Path) -> None:
-    """A flipped bit in a manifest changes a budget, or the origin that is published, and nobody is told."""
+    """A flipped bit in a manifest changes a budget, or the published origin, and nobody notices."""
     write_manifest(tmp_path / "manifest.json", argparse.Namespace(chunk_tokens=100), {}, 0.0,
                    counts={3: float("nan")}, pair=(1, 2))
     assert read_manifest(tmp_path)["arguments"] == {"chunk_tokens": 100}

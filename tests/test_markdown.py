@@ -10,7 +10,7 @@ from pipeline.run.markdown import fenced
 @given(st.text(st.sampled_from("`~ \n#-|a>\t")))
 def test_a_text_cannot_leave_its_block(text: str) -> None:
     """Code with backticks breaks the report, and what follows is shown as something else."""
-    tokens = MarkdownIt().parse(f"before\n\n{fenced(text)}\n# behind\n")
+    tokens = MarkdownIt().parse(f"before\n\n{fenced(text)}\n# after\n")
     paragraph = ["paragraph_open", "inline", "paragraph_close"]
     heading = ["heading_open", "inline", "heading_close"]
     assert [token.type for token in tokens] == [*paragraph, "fence", *heading]

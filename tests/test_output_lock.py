@@ -57,7 +57,7 @@ def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: p
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(outputs, "_told", set())
+    monkeypatch.setattr(outputs, "_warned", set())
     for name in ("a", "b", "a"):
         (tmp_path / f".{name}{TEMPORARY}-1").touch()
         with output_lock(tmp_path / name):

@@ -189,13 +189,13 @@ def test_a_data_set_path_that_means_another_place() -> None:
 def test_a_file_system_that_cannot_sync(number: int, what: str, tmp_path: Path,
                                         monkeypatch: pytest.MonkeyPatch,
                                         capsys: pytest.CaptureFixture) -> None:
-    """On some network drives every stage ends in a traceback, behind its work."""
+    """On some network drives every stage ends in a traceback, after its work."""
     def fsync(descriptor: int) -> None:
         if what == "anything" or stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(outputs, "_told", set())
+    monkeypatch.setattr(outputs, "_warned", set())
     for _ in range(2):
         with atomic_file(tmp_path / "a") as file:
             file.write("x")
@@ -238,7 +238,7 @@ def test_recover_folder_after_a_kill_between_the_renames(tmp_path: Path) -> None
     assert (tmp_path / "out" / "data").read_text() == "old"
 
 
-def test_recover_folder_after_a_kill_behind_the_renames(tmp_path: Path) -> None:
+def test_recover_folder_after_a_kill_after_the_renames(tmp_path: Path) -> None:
     """A kill at the wrong moment brings the old result back, or leaves it lying around."""
     our_folder(tmp_path / ".out.pipeline-previous", data="old")
     our_folder(tmp_path / "out", data="new")
@@ -252,7 +252,7 @@ def test_only_our_leftovers_are_swept(tmp_path: Path, capsys: pytest.CaptureFixt
     ours = [f".a.jsonl{TEMPORARY}-1", f".a.jsonl{TEMPORARY}-22", f".a.jsonl{TEMPORARY}-6",
             f".a.jsonl{TEMPORARY}-7"]
     (tmp_path / ours[0]).write_text("x")
-    (tmp_path / ours[2]).mkdir()  # killed just behind its mkdir
+    (tmp_path / ours[2]).mkdir()  # killed just after its mkdir
     our_folder(tmp_path / ours[3], data="complete")  # killed just before its rename
     (tmp_path / ours[1]).mkdir()
     (tmp_path / ours[1] / FOLDER_MARKER).touch()

@@ -1,4 +1,4 @@
-"""parse_data.py: the files that a run writes, its messages, and what it leaves behind."""
+"""parse_data.py: the files that a run writes, its messages, and what it leaves."""
 import hashlib
 import os
 import signal
@@ -87,7 +87,7 @@ def test_a_failure_leaves_the_previous_output(repository: Repository, parse: Cal
 
 def test_command_line_of_a_mistake(run_script: Callable, error_line: Callable[[str], str],
                                    tmp_path: Path) -> None:
-    """A shell script cannot tell that the stage failed."""
+    """A shell script does not notice that the stage failed."""
     result = run_script("parse_data.py", "--repo_url", "missing", "--clone_path", "clone",
                         "--output_file", "out/raw.jsonl")
     assert result.returncode == 1

@@ -74,7 +74,7 @@ def test_any_text_can_be_searched(text: str) -> None:
 
 
 def test_every_kind_of_file_is_searched(tmp_path: Path) -> None:
-    """The code is searched, and the same token in a Parquet file or behind an escape is published."""
+    """The code is searched, and the same token in a Parquet file or after an escape is published."""
     rows = {"text": ["a", f"b {GITHUB}", "c"], "path": ["A.kt", "B.kt", None], "start": [1, 2, 3]}
     pq.write_table(pa.table(rows), tmp_path / "files.parquet")
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
@@ -102,7 +102,7 @@ def test_a_secret_on_the_seam_of_two_blocks(before: int, tmp_path: Path,
 
 
 def test_a_refusal_names_files_and_kinds_but_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The user is not told where to look, or finds his token in the log of the build server."""
+    """The user does not learn where to look, or finds his token in the log of the build server."""
     files = {f"f{i:02d}.txt": tmp_path / f"f{i:02d}.txt" for i in range(13)}
     for path in files.values():
         path.write_text(f"{GITHUB}\n{GITHUB} {JWT}")
@@ -113,6 +113,6 @@ def test_a_refusal_names_files_and_kinds_but_no_secret(tmp_path: Path, capsys: p
     assert said.endswith(", and 3 more; take them out, or publish them with --allow_secrets")
     assert "\n" not in said
     refuse_secrets(files, allowed=True)
-    told = capsys.readouterr().err
-    assert "published all the same" in told
-    assert GITHUB not in said + told
+    printed = capsys.readouterr().err
+    assert "published all the same" in printed
+    assert GITHUB not in said + printed

@@ -116,7 +116,7 @@ def test_committed_state_is_read_not_the_working_tree(repository: Repository,
 def test_only_the_wanted_files_of_one_commit_are_fetched(repository: Repository, server: tuple,
                                                          parse: Callable[..., Result],
                                                          capfd: pytest.CaptureFixture) -> None:
-    """The clone takes gigabytes: history, or files nobody asked for, cross the wire."""
+    """The clone takes gigabytes: history, or unwanted files, are transferred."""
     repository.commit({"old.kt": os.urandom(200_000)})
     (repository.path / "old.kt").unlink()
     repository.commit({"a.kt": MAIN, "picture.png": os.urandom(200_000)})
@@ -170,7 +170,7 @@ def test_every_version_of_the_protocol(version: str, repository: Repository, ser
                                        parse: Callable[..., Result],
                                        tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                        capfd: pytest.CaptureFixture) -> None:
-    """Behind a proxy that knows the old protocol alone, contents that were left out are never given."""
+    """With a proxy that knows only the old protocol, contents that were left out are never given."""
     repository.commit({"old.kt": os.urandom(200_000)})
     (repository.path / "old.kt").unlink()
     repository.commit({"a.kt": MAIN, "b.txt": b"text"})
@@ -180,7 +180,7 @@ def test_every_version_of_the_protocol(version: str, repository: Repository, ser
     assert result.manifest["sources"][0]["received_bytes"] < 50_000
     assert ("gives no file contents by their identifiers" in capfd.readouterr().err) == (version != "2")
     assert parse(repository.path).texts == [MAIN.decode()]
-    assert "identifiers" not in capfd.readouterr().err  # a local repository gives what is asked for
+    assert "identifiers" not in capfd.readouterr().err  # a local repository gives what is requested
 
 
 def test_a_commit_that_a_server_does_not_give(repository: Repository, server: tuple,
@@ -219,7 +219,7 @@ def test_revisions_of_a_repository_elsewhere(repository: Repository, server: tup
 
 def test_a_repository_elsewhere_with_other_names(server: tuple, parse: Callable[..., Result],
                                                  tmp_path: Path) -> None:
-    """A repository with SHA-256 names is told to be out of reach."""
+    """A repository with SHA-256 names is reported as unreachable."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.kt").write_bytes(MAIN)
     for command in (["init", "-q", "--object-format=sha256"], ["add", "."],
@@ -309,14 +309,14 @@ def test_credentials_are_added_to_the_settings_of_the_environment(
     assert "GIT_CONFIG_COUNT=two: is no number" in parse_failure(f"http://user:s3cr%40t@{server[1]}")
 
 
-def test_a_missing_right_is_an_error_and_not_a_question(repository: Repository, server: tuple,
+def test_a_missing_permission_is_an_error_and_not_a_prompt(repository: Repository, server: tuple,
                                                         parse_failure: Callable[..., str]) -> None:
     """The script waits for a password for ever."""
     repository.commit({"a.kt": MAIN})
     assert "rights" in parse_failure(f"http://{server[1]}")
 
 
-def test_a_passing_fault_is_tried_again(repository: Repository, server: tuple, parse: Callable[..., Result],
+def test_a_temporary_failure_is_retried(repository: Repository, server: tuple, parse: Callable[..., Result],
                                         capfd: pytest.CaptureFixture) -> None:
     """One hiccup of the server ends an hour's download."""
     repository.commit({"a.kt": MAIN})

@@ -102,7 +102,7 @@ def stop_with(error: BaseException) -> Callable[[argparse.Namespace], None]:
 ])
 def test_exit_codes(error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture,
                     monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell script cannot tell what happened, or the user reads a traceback."""
+    """A shell script cannot find out what happened, or the user reads a traceback."""
     monkeypatch.setattr(sys, "argv", ["stage.py"])
     with pytest.raises(SystemExit) as stop:
         run_stage(stop_with(error), argparse.Namespace(a=1))
@@ -120,7 +120,7 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
 
 
 def test_sigterm_runs_every_finally() -> None:
-    """`kill` leaves temporary files behind."""
+    """`kill` leaves temporary files."""
     done: list[str] = []
 
     def stage(args: argparse.Namespace) -> None:
@@ -190,7 +190,7 @@ def test_what_cannot_be_printed_fails_no_run(kind: str, unbuffered: str, tmp_pat
 
 
 def test_names_that_a_stage_cannot_write(capsys: pytest.CaptureFixture) -> None:
-    """A folder with a name in an old encoding ends in a traceback of some library, behind the work."""
+    """A folder with a name in an old encoding ends in a traceback of some library, after the work."""
     name = os.fsdecode(b"o\xe9")
     ran: list[str] = []
     args = argparse.Namespace(sources=["a", name], output_dir=Path(name))

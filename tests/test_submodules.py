@@ -51,7 +51,7 @@ def with_submodule(tmp_path: Path, url: str, name: str = "the lib") -> tuple[Rep
 
 def test_submodules_are_named_or_read(server: str, tmp_path: Path, parse: Callable[..., Result],
                                       capfd: pytest.CaptureFixture) -> None:
-    """A third of the code is missing and nobody is told; or it is read at another commit, under the name of
+    """A third of the code is missing and nobody notices; or it is read at another commit, under the name of
     the repository that it is in."""
     _, commit = with_submodule(tmp_path, "../../lib/.git")
     location = f"{server}/app/.git"

@@ -20,8 +20,8 @@ from pipeline.run.outputs import MANIFEST
 @contextlib.contextmanager
 def hub_errors(kind: str, name: str, unreachable: str = " and the cache does not hold it; check the network, "
                                                         "or name a local folder") -> Iterator[None]:
-    """Turn what the Hugging Face libraries raise for a `name` that cannot be loaded or written into a
-    PipelineError; `unreachable` says what it means, and what to do, where the hub does not answer."""
+    """Turn the errors of the Hugging Face libraries about loading or writing `name` into a PipelineError;
+    `unreachable` ends its message, with advice, where the hub does not answer."""
     try:
         yield
     except Exception as error:
@@ -53,7 +53,7 @@ def hub_errors(kind: str, name: str, unreachable: str = " and the cache does not
 
 def hub_files(name: str, revision: str | None = None, repo_type: str = "model") -> tuple[str, set[str]]:
     """Return the commit of a hub repository and the names of its files; without the hub, those of the copy in
-    the cache.  PipelineError where a name would lead out of the folder that the files are put into."""
+    the cache.  PipelineError where a file's name would lead out of the download folder."""
     try:
         info = HfApi().repo_info(name, revision=revision, repo_type=repo_type)
         commit, names = str(info.sha), {sibling.rfilename for sibling in info.siblings or []}
@@ -76,7 +76,7 @@ def find_manifest(source: str, repo_type: str = "model",
     """Return the manifest of a local folder or hub repository; None where there is none of this pipeline."""
     if Path(source).is_dir():
         return read_manifest(Path(source))
-    # no such file: also where it is not in the cache and the hub is not asked
+    # no such file; offline, also where the cache lacks it
     with hub_errors(repo_type, source), contextlib.suppress(errors.EntryNotFoundError):
         file = Path(HfApi().hf_hub_download(source, MANIFEST, repo_type=repo_type, revision=revision))
         with contextlib.suppress(PipelineError):  # a repository may hold some other manifest.json
@@ -86,7 +86,7 @@ def find_manifest(source: str, repo_type: str = "model",
 
 def check_hub_write(repo_id: str, repo_type: str = "model") -> None:
     """Raise PipelineError unless `repo_id` is a valid name and the token of the environment or login may
-    write there: before hours of work, not after.  What the hub does not tell of it is left to the upload."""
+    write there: before hours of work, not after.  Rights that the hub does not report fail at the upload."""
     flag = f"--hf_repository {repo_id}"
     try:
         validate_repo_id(repo_id)
@@ -103,9 +103,9 @@ def check_hub_write(repo_id: str, repo_type: str = "model") -> None:
 
 
 def _write_refusal(account: dict[str, Any], owner: str, repo_id: str) -> str | None:
-    """Return why the hub would refuse a push, from what it tells about the account and its token; None: it
-    may.  A token of the role `fineGrained` lists its permissions for users, organizations and repositories;
-    the account lists the organizations that it is in, and its role there."""
+    """Return why the hub would refuse a push, from its answer about the account and its token; None if it
+    would not.  A token of the role `fineGrained` lists its permissions for users, organizations and
+    repositories; the account lists its organizations, with its role in each."""
     token = account.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         return "the token may only read; log in with one that may write"
@@ -126,10 +126,10 @@ def _write_refusal(account: dict[str, Any], owner: str, repo_id: str) -> str | N
 def push_folder(folder: Path, repo_id: str, message: str, repo_type: str = "model",
                 delete: re.Pattern | None = None, keep_branch: str | None = None,
                 public: bool = False, allow_secrets: bool = False) -> str:
-    """Publish every file of `folder` to `repo_id`, which is made where it is missing, in one commit, and
+    """Publish every file of `folder` to `repo_id`, created if it is missing, in one commit, and
     return the commit's identifier; for `delete` and `keep_branch` see `commit_files`.
 
-    What is made is private, or with `public` to be seen by everybody; what exists keeps its visibility.
+    A new repository is private, or public with `public`; an existing one keeps its visibility.
     PipelineError where a text of the folder holds secrets, unless `allow_secrets`.
 
     On failure the folder is untouched, the repository is as it was, and a printed command repeats only the

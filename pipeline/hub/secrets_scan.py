@@ -1,9 +1,9 @@
 """Secrets in texts: private keys, tokens of well-known services, and JWTs.
 
-A kind is known by what its service begins it with, so that few texts are searched closely: the formats are
-those that the services document (GitHub, GitLab, AWS, Slack, ...; for JWTs RFC 7519, for keys RFC 7468).
-What is written as an example is none: `AKIAIOSFODNN7EXAMPLE`, `ghp_xxxxxxxx`, the head of a key without
-the key.  Passwords are not looked for: without a format of their own they cannot be told from other text.
+A kind is recognised by the prefix that its service uses, so that few texts are searched in full; the formats
+are those that the services document (GitHub, GitLab, AWS, Slack, ...; for JWTs RFC 7519, for keys RFC 7468).
+Examples are not reported: `AKIAIOSFODNN7EXAMPLE`, `ghp_xxxxxxxx`, the head of a key without the key.  Nor are
+passwords: they have no format that distinguishes them from other text.
 """
 import base64
 import binascii
@@ -18,15 +18,15 @@ from typing import NamedTuple
 
 from pipeline.run.errors import PipelineError, shown_path
 
-FEWEST_CHARACTERS = 8  # different ones; a placeholder has fewer
-BLOCK, OVERLAP = 1 << 23, 1 << 14  # characters of a file that are searched at a time, and again with the next
-SNIFFED = 8192  # bytes in which a file that is no text has a NUL, as git judges it
+FEWEST_CHARACTERS = 8  # distinct ones; a placeholder has fewer
+BLOCK, OVERLAP = 1 << 23, 1 << 14  # characters searched at a time, and again with the next block
+SNIFFED = 8192  # a NUL in so many first bytes marks a binary file, as for git
 SHOWN = 10  # files that a message names
 JSON_ESCAPE = re.compile(r'\\[nrtbf"/]')
 
 
 def _has_json_head(found: str) -> bool:
-    """Return whether the first part of a JWT is the head that RFC 7519 asks for."""
+    """Return whether the first part of a JWT is a header as RFC 7519 defines it."""
     part = found.partition(".")[0]
     try:
         return "alg" in json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
@@ -104,7 +104,7 @@ KINDS = (
 
 
 def find_secrets(text: str) -> Counter[str]:
-    """Return how often each kind of secret stands in `text`.  About 10 ms a megabyte."""
+    """Return how often each kind of secret stands in `text`.  About 10 ms per megabyte."""
     return Counter(name for name, _ in _places(text))
 
 
@@ -114,16 +114,16 @@ def _places(text: str) -> Iterator[tuple[str, int]]:
         if not any(beginning in text for beginning in kind.beginnings):
             continue
         for match in kind.pattern.finditer(text):
-            found = match[0]
-            placeholder = len(set(found[-24:])) < FEWEST_CHARACTERS or "EXAMPLE" in found.upper()
-            if not placeholder and kind.is_one(found):
+            secret = match[0]
+            placeholder = len(set(secret[-24:])) < FEWEST_CHARACTERS or "EXAMPLE" in secret.upper()
+            if not placeholder and kind.is_one(secret):
                 yield kind.name, match.start()
 
 
 def secrets_in_files(files: dict[str, Path]) -> dict[str, Counter[str]]:
     """Return {name: how often each kind} for those of the `files` that have secrets; of a Parquet or Arrow
-    file with a column `path`, by `NAME: PATH`.  Other files that are no text are passed over.  Memory: 8 MB
-    of a text, 256 rows of a Parquet file, one batch of an Arrow file."""
+    file with a column `path`, by `NAME: PATH`.  Other binary files are skipped.  Memory: 8 MB of a text,
+     256 rows of a Parquet file, one batch of an Arrow file."""
     found: dict[str, Counter[str]] = {}
     for name, path in files.items():
         rows = _in_rows(path, name) if path.suffix in (".parquet", ".arrow") else _in_text(path, name)
@@ -134,7 +134,7 @@ def secrets_in_files(files: dict[str, Path]) -> dict[str, Counter[str]]:
 
 def _in_rows(path: Path, name: str) -> Iterator[tuple[str, Counter[str]]]:
     """Yield (place, kinds) for the rows of a Parquet or Arrow file whose strings hold secrets."""
-    # 0.2 s, which the worker processes of stage 2 and whoever publishes a model do without
+    # imported here: 0.2 s that the worker processes of stage 2, and publishing a model, do not need
     import pyarrow.parquet
 
     with contextlib.ExitStack() as stack:
@@ -164,9 +164,9 @@ def _in_text(path: Path, name: str) -> Iterator[tuple[str, Counter[str]]]:
         seen = ""
         while block := file.read(BLOCK):
             text = seen + block
-            # an escape takes as many characters as stand for it: where a secret begins stays as it is
+            # an escape becomes as many spaces, so that a secret's position does not change
             plain = JSON_ESCAPE.sub("  ", text) if is_json else text
-            # what begins behind the limit comes with the next block
+            # what begins after the limit is found with the next block
             limit = len(text) - (OVERLAP if len(block) == BLOCK else 0)
             if kinds := Counter(kind for kind, start in _places(plain) if start < limit):
                 yield name, kinds
@@ -188,7 +188,7 @@ def refuse_secrets(files: dict[str, Path], allowed: bool) -> None:
     found = secrets_in_files(files)
     if not found:
         return
-    told = f"{sum(map(Counter.total, found.values()))} secrets in what would be published: {listed(found)}"
+    summary = f"{sum(map(Counter.total, found.values()))} secrets in what would be published: {listed(found)}"
     if not allowed:
-        raise PipelineError(f"{told}; take them out, or publish them with --allow_secrets")
-    print(f"published all the same (--allow_secrets): {told}", file=sys.stderr)
+        raise PipelineError(f"{summary}; take them out, or publish them with --allow_secrets")
+    print(f"published all the same (--allow_secrets): {summary}", file=sys.stderr)

@@ -1,10 +1,10 @@
-"""What can go wrong and how it is told: the mistakes that a user can mend, in one line, without secrets."""
+"""Errors that a user can fix, reported in one line without secrets."""
 import errno
 import os
 import re
 import signal
 
-# Errors of the operating system that a user can mend; all others keep their traceback.
+# Errors of the operating system that a user can fix; all others keep their traceback.
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
@@ -20,7 +20,7 @@ DISK_ERRORS = {
 
 
 class PipelineError(Exception):
-    """A mistake that the user can mend; its one-line message says what, where, and what to do next."""
+    """An error that the user can fix; its one-line message says what, where, and what to do next."""
 
 
 class Terminated(BaseException):
@@ -28,17 +28,17 @@ class Terminated(BaseException):
 
 
 def disk_mistake(error: BaseException) -> str | None:
-    """Return what the user has to mend where an error is the disk's, else None.
+    """Return what the user has to fix where an error comes from the disk, else None.
 
-    Libraries and programs in other languages pass an operating system's error on as text; torch.save leaves
-    even that out.
+    Libraries and programs in other languages pass the operating system's error on as text; torch.save omits
+    even that.
     """
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return (f"{error.filename}: " if error.filename else "") + DISK_ERRORS[error.errno]
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         if os.strerror(code) in str(error):
             return DISK_ERRORS[code]
-    # a git that was ended by the limit; there is no such signal on Windows
+    # a git killed by the file size limit; Windows has no such signal
     if hasattr(signal, "SIGXFSZ") and getattr(error, "status", None) == -signal.SIGXFSZ:
         return DISK_ERRORS[errno.EFBIG]
     if "inline_container" in str(error):

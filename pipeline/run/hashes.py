@@ -1,4 +1,4 @@
-"""The hashes by which files, folders and a hub's contents are known."""
+"""Hashes that identify files, folders and the contents of a hub repository."""
 import hashlib
 import io
 import json
@@ -32,8 +32,8 @@ def combined_hash(files: dict[str, str]) -> str:
 
 
 def content_hashes(content: Path | bytes) -> tuple[str, str]:
-    """Return the two names under which a hub knows a file's content: the SHA-256 of a large one, git's SHA-1
-    of a small one."""
+    """Return both hashes by which a hub may identify a file: SHA-256 (large files), and git's SHA-1 of the
+    blob (small files)."""
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     large, small = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
     with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:

@@ -1,4 +1,4 @@
-"""Reading JSON lines: a damaged line is named by file and number."""
+"""Reading JSON lines; errors name the file and line number."""
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +20,11 @@ def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
 
 
 def parse_json_line(path: Path, number: int, line: bytes, fields: dict[str, type]) -> dict[str, Any]:
-    """Return line `number` of `path` as an object that holds `fields`; PipelineError names what is wrong."""
+    """Return line `number` of `path` as an object with `fields`; PipelineError says what is wrong."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise PipelineError(f"{path}, line {number}: not valid JSON; mend or remove the line, or write the "
+        raise PipelineError(f"{path}, line {number}: not valid JSON; fix or remove the line, or write the "
                             "file again") from None
     if not isinstance(row, dict):
         raise PipelineError(f"{path}, line {number}: not a JSON object; expected the fields "

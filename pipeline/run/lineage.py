@@ -1,4 +1,4 @@
-"""Where an output comes from, told by the manifests."""
+"""Where an output comes from, according to the manifests."""
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from pipeline.run.errors import PipelineError, redact
 from pipeline.run.hashes import combined_hash, sha256_file
 from pipeline.run.manifests import manifest_path, read_manifest
 
-# What each stage reads: the argument that names it, and the entry that holds its manifest as it was then.
+# What each stage reads: the argument that names it, and the entry with a copy of its manifest at that time.
 INPUTS_OF_STAGE = {
     "preprocess_data": (("input_file", None),),
     "train": (("dataset", "dataset_manifest"),),
@@ -18,16 +18,16 @@ FILES_MATCH = "files match"
 
 
 def lineage(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yield (line, whether it tells of a change) for the output at `path`, each stage behind it, and the code
+    """Yield (line, whether it reports a change) for the output at `path`, each stage before it, and the code
     bases.
 
-    What counts is the copy of its input's manifest that a stage keeps; what lies at that place now is
-    compared with it.
+    The copy of its input's manifest that a stage keeps is decisive; what lies at that place now is compared
+    with it.
     """
     output = path.parent if path.is_file() and not manifest_path(path).is_file() else path
     manifest = read_manifest(output)
     if manifest is None or (output != path and path.name not in manifest["outputs"]):
-        raise PipelineError(f"{path}: no manifest tells where it comes from; name an output of one of the "
+        raise PipelineError(f"{path}: no manifest says where it comes from; name an output of one of the "
                             "five stages")
     change = changed_file(output, manifest)
     yield from _lineage_of(str(output), manifest, change or FILES_MATCH, bool(change), set())
@@ -60,13 +60,13 @@ def _lineage_of(place: str, manifest: dict[str, Any], state: str, changed: bool,
                 f"from {', '.join(origins)}" if origins else ""), changed
     followed = False
     for name, then in inputs:
-        found, state, changed = _input_now(Path(name), then if "outputs" in _mapping(then) else None,
-                                           manifest)
-        if found is None:
+        origin, state, changed = _input_now(Path(name), then if "outputs" in _mapping(then) else None,
+                                            manifest)
+        if origin is None:
             yield _line(name, state), changed
         else:
             followed = True
-            yield from _lineage_of(name, found, state, changed, seen)
+            yield from _lineage_of(name, origin, state, changed, seen)
     for source in manifest.get("sources") or [] if not followed else []:
         yield _line(_mapping(source).get("repository"),
                     f"commit {_mapping(source).get('commit') or 'none: a plain folder'}"), False
@@ -74,14 +74,14 @@ def _lineage_of(place: str, manifest: dict[str, Any], state: str, changed: bool,
 
 def _input_now(path: Path, then: dict[str, Any] | None,
                reader: dict[str, Any]) -> tuple[dict[str, Any] | None, str, bool]:
-    """Return (manifest to go on with, what is to be said of the input at `path`, whether it has changed)."""
+    """Return (manifest to follow, state of the input at `path`, whether it has changed)."""
     if not path.exists():
         return then, "is not here (removed, in another folder, or on the hub), not compared", False
     now = read_manifest(path)
     if now is None:
         return then, "has no manifest, not compared", False
     used = _mapping(reader.get("inputs"))
-    # a data set that is written again with the same rows has the same data_hash, and other files beside them
+    # a data set written again with the same rows has the same data_hash, though other files may differ
     same = (then is None or then["outputs"] == now["outputs"]
             or then.get("data_hash", 0) == now.get("data_hash"))
     if not same or any(now["outputs"].get(name, digest) != digest for name, digest in used.items()):
@@ -95,6 +95,6 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _line(*parts: object) -> str:
-    """Return the parts on one line, without what a terminal would obey."""
+    """Return the parts on one line, without control characters."""
     return redact("  ".join("".join(c if c.isprintable() else "?" for c in str(part))
                             for part in parts if part))

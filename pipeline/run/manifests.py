@@ -20,7 +20,7 @@ MANIFEST_VERSION = 1
 RECORDED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
                      "huggingface_hub", "GitPython", "accelerate", "rapidfuzz", "numpy",
                      "pandas")
-# of a model folder, those that are loaded; its card may be edited
+# the files of a model folder that are loaded; its card may be edited
 MODEL_FILES = r".*\.(safetensors|json|txt|model|jinja)"
 
 
@@ -31,17 +31,17 @@ def manifest_path(path: Path) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that a result can depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def write_manifest(path: Path, args: argparse.Namespace, outputs: dict[str, str], started: float,
                    **details: Any) -> None:
-    """Write the manifest to the file `path`: what made the `outputs` ({name: SHA-256}), from what, in how
-    long.
+    """Write the manifest to the file `path`: what made the `outputs` ({name: SHA-256}), from what, and in
+    how many seconds.
 
     `started` is the `time.time()` at which the stage began; `details` are the stage's own entries
     (`inputs`, `counts`, ...), JSON values.
@@ -54,8 +54,8 @@ def write_manifest(path: Path, args: argparse.Namespace, outputs: dict[str, str]
 
 
 def sealed_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest with the SHA-256 of all its other entries, so that a change to it is noticed as one
-    to an output is."""
+    """Return the manifest with the SHA-256 of all its other entries, so that a change to it is detected, as
+    is one to an output."""
     entries = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "checksum"}))
     return {**entries, "checksum": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()}
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, one writer at a time; hashes; JSON lines."""
+"""Files and folders that appear whole or not at all, with one writer at a time."""
 import contextlib
 import errno
 import json
@@ -15,19 +15,19 @@ from filelock import FileLock, Timeout
 
 from pipeline.run.errors import PipelineError
 
-# A temporary name of ours: what a killed run leaves behind is recognised by it, and nothing else is swept.
+# Part of our temporary names: only what carries it, left by a killed run, is removed.
 TEMPORARY = ".pipeline-tmp"
 # A folder under that name also holds this file, so that a user's folder of the same name is safe.
 FOLDER_MARKER = ".pipeline-tmp-folder"
 MANIFEST = "manifest.json"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
-_told: set[tuple[int, str]] = set()  # (file system, what the user was told of it)
+_warned: set[tuple[int, str]] = set()  # (file system, warning that was printed for it)
 
 
 @contextlib.contextmanager
 def output_lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the output at `path` for this process alone, and sweep what killed runs left beside it.
+    """Lock the output at `path` for this process, and remove what killed runs left beside it.
 
     Raises PipelineError where another process writes the same output, or this one does already; with `wait`,
     waits for it instead.  The lock file stays (removing it would let two processes lock two different files
@@ -36,7 +36,7 @@ def output_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """
     check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # preserve_lock_file: nor does filelock then put up with a mere file as a lock, which a kill would leave
+    # preserve_lock_file: filelock then takes no file's mere existence for a lock, which would outlast a kill
     lock = FileLock(path.parent / f".{path.name}.lock", blocking=wait, preserve_lock_file=True)
     try:
         lock.acquire()
@@ -46,7 +46,7 @@ def output_lock(path: Path, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        _tell_once(path.parent, "has no locks; let no two runs write the same output there")
+        _warn_once(path.parent, "has no locks; let no two runs write the same output there")
     try:
         recover_folder(path)
         sweep_leftovers(path)
@@ -55,10 +55,10 @@ def output_lock(path: Path, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def _tell_once(folder: Path, what: str) -> None:
-    """Say, once for a file system, what it cannot do."""
-    if (told := (folder.stat().st_dev, what)) not in _told:
-        _told.add(told)
+def _warn_once(folder: Path, what: str) -> None:
+    """Print, once per file system, what it cannot do."""
+    if (warning := (folder.stat().st_dev, what)) not in _warned:
+        _warned.add(warning)
         print(f"note: the file system of {folder} {what}", file=sys.stderr)
 
 
@@ -77,14 +77,14 @@ def sweep_leftovers(path: Path) -> None:
 
 
 def is_ours(folder: Path, marker: str = FOLDER_MARKER) -> bool:
-    """Return whether a folder under one of our temporary names was made by us: it holds our marker or a
-    manifest, or nothing."""
+    """Return whether a folder with one of our temporary names was made by us: it is empty, or holds our
+    marker or a manifest."""
     return (folder / marker).is_file() or (folder / MANIFEST).is_file() or not any(folder.iterdir())
 
 
 def remove_folder(folder: Path, marker: str = FOLDER_MARKER) -> None:
-    """Remove a folder of ours, its marker last: killed in between, it is still known for ours."""
-    with contextlib.suppress(OSError):  # a full disk, which this is about to mend
+    """Remove a folder of ours, its marker last, so that one killed in between is still recognised."""
+    with contextlib.suppress(OSError):  # a full disk, which this is about to free
         (folder / marker).touch()
     for path in folder.iterdir():
         if path.name == marker:
@@ -98,7 +98,7 @@ def remove_folder(folder: Path, marker: str = FOLDER_MARKER) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder in which a child process that a signal has orphaned, such as git, may still work for a
+    """Remove a folder in which a child process orphaned by a signal, such as git, may still write for a
     moment."""
     for left in range(20, 0, -1):
         try:
@@ -117,7 +117,7 @@ def _temporary(path: Path) -> Path:
 def atomic_file(path: Path, binary: bool = False) -> Iterator[IO]:
     """Yield a file to write; it takes the place of `path` when the block ends without an error.
 
-    What is no text, such as the name of a file in an old encoding, is written as \\udcNN: to JSON, the same.
+    Lone surrogates, such as a file name in an old encoding has, are written as \\udcNN, JSON's own escape.
     """
     check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +164,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_name(path: Path) -> None:
-    """Raise PipelineError where an output is named by a way to it, such as `.`, and so has no name of its own
-    under which it could be put into place."""
+    """Raise PipelineError where an output's path, such as `.`, ends in no name to rename to."""
     if path.name in ("", ".."):
         raise PipelineError(f"{path}: an output needs a name of its own; name the file or folder itself")
 
@@ -196,7 +195,7 @@ def check_replaceable(path: Path, holds: str | None = None) -> None:
 
 
 def check_data_set_path(path: Path) -> None:
-    """Raise PipelineError where `datasets` would take the path of a data set for another place's."""
+    """Raise PipelineError where `datasets` would misread the path of a data set."""
     if "::" in str(path):
         raise PipelineError(f"{path}: datasets reads '::' as the way into an archive and would use another "
                             "folder; choose a path without it")
@@ -224,7 +223,7 @@ def _previous(path: Path) -> Path:
 
 
 def recover_folder(path: Path) -> None:
-    """Finish what `atomic_folder` was doing when it was killed between its two renames, or behind them."""
+    """Finish what `atomic_folder` was doing when it was killed between its two renames, or after them."""
     previous = _previous(path)
     if not previous.is_dir() or not is_ours(previous):
         return
@@ -246,13 +245,13 @@ def _sync_folder(path: Path) -> None:
 
 
 def _sync(handle: int, folder: Path) -> None:
-    """Have what was written outlast a power failure, where the file system of `folder` can promise that."""
+    """Make what was written survive a power failure, where the file system of `folder` can promise that."""
     try:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in NO_SYNC:
             raise
-        _tell_once(folder, "does not say when what was written is safe; after a power failure, check the "
+        _warn_once(folder, "does not say when what was written is safe; after a power failure, check the "
                            "output (python -m pipeline lineage)")
 
 

@@ -1,4 +1,4 @@
-"""Running a stage: its settings, its exit codes, signals, and the types of its arguments."""
+"""Running a stage: its settings, exit codes and signals, and the types of its arguments."""
 import argparse
 import contextlib
 import io
@@ -16,8 +16,8 @@ EXIT_MISTAKE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 130, 143
 
 
 class Printing:
-    """A stream to print to, which never fails: what a full disk, or a reader that has left, does not take is
-    left out, and `fault` keeps why."""
+    """A stream whose writes never fail: what a full disk or a closed pipe refuses is dropped, and `fault`
+    holds the error."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.fault = stream, None
@@ -33,7 +33,7 @@ class Printing:
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what was printed so far."""
+        """Flush the stream."""
         self._attempt(self.stream.flush)
 
     def _attempt(self, call: Callable, *arguments: str) -> None:
@@ -43,7 +43,7 @@ class Printing:
             except OSError as error:
                 self.fault = error
                 with contextlib.suppress(OSError), open(os.devnull, "wb") as nothing:
-                    os.dup2(nothing.fileno(), self.stream.fileno())  # Python flushes it once more at its end
+                    os.dup2(nothing.fileno(), self.stream.fileno())  # Python flushes it once more at exit
 
 
 @contextlib.contextmanager
@@ -58,11 +58,11 @@ def _guarded_streams() -> Iterator[None]:
 
 def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace,
               any_bytes: Collection[str] = (), prints: bool = False) -> None:
-    """Print the settings, call `stage(args)`, and turn the user's mistakes into one line and an exit code.
+    """Print the settings, call `stage(args)`, and turn the user's errors into one line and an exit code.
 
-    `any_bytes` names the arguments whose paths may hold bytes that are no text; in others, the libraries
-    that write models and data sets fail on them.  `prints`: what is printed is all that the stage gives.
-    Exit codes: 0 done, 1 a mistake that the user can mend, 130 Ctrl-C, 143 SIGTERM.  A bug keeps its
+    `any_bytes` names the arguments whose paths may hold bytes that are not text; in others, the libraries
+    that write models and data sets fail on them.  `prints`: the stage's result is what it prints.
+    Exit codes: 0 done, 1 an error that the user can fix, 130 Ctrl-C, 143 SIGTERM.  A bug keeps its
     traceback.
     """
     program = Path(sys.argv[0] if sys.argv and sys.argv[0] else stage.__name__)
@@ -73,7 +73,7 @@ def run_stage(stage: Callable[[argparse.Namespace], None], args: argparse.Namesp
             return
         sys.stdout.flush()
         fault = sys.stdout.fault
-        if fault is not None and not isinstance(fault, BrokenPipeError):  # a reader that left has had enough
+        if fault is not None and not isinstance(fault, BrokenPipeError):  # a closed pipe, such as `| head`
             if prints:
                 _exit(name, f"error: the result could not be printed ({fault.strerror}); print it elsewhere",
                       EXIT_MISTAKE)
@@ -87,7 +87,7 @@ def _run(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace, 
     arrived: list[int] = []
 
     def stop(signum: int, frame: object) -> None:
-        # a library in another language may make some other error of what is raised here
+        # a library in another language may turn what is raised here into another error
         arrived.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
@@ -96,7 +96,7 @@ def _run(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace, 
         # not where the caller has it ignored
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
-        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        if os.environ.get("RANK", "0") == "0":  # one of several processes prints
             print(f"{name}: {settings}", file=sys.stderr, flush=True)
         _refuse_bytes(args, any_bytes)
         stage(args)
@@ -114,7 +114,7 @@ def _run(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace, 
 
 
 def _refuse_bytes(args: argparse.Namespace, any_bytes: Collection[str]) -> None:
-    """Raise PipelineError where an argument not in `any_bytes` holds bytes that are no text."""
+    """Raise PipelineError where an argument not in `any_bytes` holds bytes that are not text."""
     for key, value in vars(args).items():
         for text in map(str, value if isinstance(value, (list, tuple)) else [value]):
             if key not in any_bytes and not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text):
@@ -131,7 +131,7 @@ def _exit(name: str, message: str, code: int) -> None:
 
 
 def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments as plain JSON values, in order, with secrets removed."""
+    """Return the arguments as JSON values, in order, with secrets removed."""
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
@@ -140,7 +140,7 @@ def public_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def note(text: str) -> None:
-    """Tell the user, once for all processes."""
+    """Print a note on standard error, from the first of several processes."""
     if os.environ.get("RANK", "0") == "0":
         print(f"note: {text}", file=sys.stderr)
 

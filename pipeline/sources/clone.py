@@ -1,4 +1,4 @@
-"""The folder that a clone lives in: made by this run, removed by it, and never somebody else's."""
+"""The temporary folder for clones: made and removed by this run, never anybody else's."""
 import contextlib
 import fcntl
 import os
@@ -15,19 +15,18 @@ from pipeline.run.errors import PipelineError
 from pipeline.run.outputs import NO_LOCKS, TEMPORARY, is_ours, remove_folder
 
 CLONE_MARKER = ".parse_data_clone"
-MAKING_SECONDS = 60  # within which a run that has made its folder has locked it too
-START_SECONDS = 5  # by which the start of a process may seem to shift, when the clock is set
+MAKING_SECONDS = 60  # a run locks the folder that it made within this time
+START_SECONDS = 5  # tolerance on a process's start time, which shifts when the clock is set
 
 
 @contextlib.contextmanager
 def clone_folder(path: Path) -> Iterator[Path]:
     """Make the folder `path` for this run and remove it afterwards, whatever happens.
 
-    A folder that carries our marker was left by a killed run and is swept, unless a run holds the marker's
-    lock: the number of its process says little, in a container it is that of the run before.  Anything else
-    that exists at `path` is not ours: PipelineError, and it is not touched.  The folder gets its marker
-    before it gets its name, and loses the name first: whenever the run is killed, what is left is known for
-    ours.
+    A folder with our marker was left by a killed run and is removed, unless a run holds the marker's lock
+    (the process number is no proof: in a container it is often that of the run before).  Anything else at
+    `path` raises PipelineError and is not touched.  The folder gets its marker before its name, and loses
+    the name first, so that what a killed run leaves is always recognised.
     """
     exists = PipelineError(f"--clone_path {path}: exists already and will not be deleted; move it away or "
                            "choose another path")
@@ -55,7 +54,7 @@ def clone_folder(path: Path) -> Iterator[Path]:
 
 
 def _sweep(path: Path, prefix: str) -> None:
-    """Remove what killed runs left at `path` and beside it; PipelineError where another run is at work."""
+    """Remove what killed runs left at `path` and beside it; PipelineError where another run uses `path`."""
     if path.is_dir() and not path.is_symlink() and (path / CLONE_MARKER).is_file():
         with _taken_over(path / CLONE_MARKER) as ended:
             if not ended:
@@ -81,7 +80,7 @@ def _sweep(path: Path, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _taken_over(marker: Path) -> Iterator[bool]:
-    """Yield whether the run that wrote the marker has ended; if so, no other run has it in the block."""
+    """Yield whether the run that wrote the marker has ended; if so, this one holds its lock in the block."""
     with open(marker, "r+", encoding="ascii", errors="replace") as file:
         locked = _lock(file)
         if locked is None:
@@ -92,7 +91,7 @@ def _taken_over(marker: Path) -> Iterator[bool]:
 
 
 def _lock(file: IO) -> bool | None:
-    """Lock the file until it is closed; return whether that was free, None where there are no locks."""
+    """Lock the file until it is closed; return whether it was free, None if there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,12 +104,12 @@ def _lock(file: IO) -> bool | None:
 
 
 def _identity(pid: int) -> str:
-    """Return the number and the start of a process, which no two have in common."""
+    """Return the number and start time of a process, which together identify it."""
     return f"{pid} {psutil.Process(pid).create_time():.0f}"
 
 
 def _is_running(identity: str) -> bool:
-    """Return whether the process of that number is the one that the marker was written by."""
+    """Return whether the process that wrote the marker still runs."""
     pid, _, start = identity.strip().partition(" ")
     if not pid.isdigit() or not start.isdigit():
         return False  # killed before it was written

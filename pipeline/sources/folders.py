@@ -1,4 +1,4 @@
-"""A plain folder, less what its .gitignore files name; the clones in it are read as what they are."""
+"""A plain folder, without what its .gitignore files name; clones in it are read as repositories."""
 import os
 import stat
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ LINK_MODE, FILE_MODE = "120000", "100644"
 
 
 def list_folder(root: Path, scratch: Path) -> tuple[list[Entry], list[str]]:
-    """Return (files, clones) below `root`, less what .gitignore files name, in the order of the paths' bytes;
-    files without identifiers, clones by their folders."""
+    """Return (files, clones) below `root`, without what .gitignore files name, in the order of the paths'
+    bytes; files without identifiers, clones by their folders."""
     repo = git.Repo.init(scratch.absolute(), expand_vars=False)
     command = [git.Git.GIT_PYTHON_GIT_EXECUTABLE, f"--git-dir={repo.git_dir}", f"--work-tree={root}",
                "ls-files", "-z", "--others", "--exclude-standard", "--full-name"]
@@ -43,7 +43,7 @@ def _place(root: Path, path: str) -> Path:
 def clone_requests(root: Path, clones: list[str], request: Request, selection: Selection,
                    source: Source) -> list[Request]:
     """Return the requests for the clones in a folder; those that --exclude names are noted in `source`."""
-    found = []
+    requests = []
     for clone in clones:
         place, name = _place(root, clone), f"{request.name}/{shown_path(clone)}"
         reason = selection.refusal(f"{clone}/")
@@ -56,19 +56,19 @@ def clone_requests(root: Path, clones: list[str], request: Request, selection: S
                 source.skip("clone without a commit at its HEAD", shown_path(clone))
                 continue
             url = remote_url(program)
-            found.append(Request(str(place), place, None, "", url or name, request.depth + 1))
-    return found
+            requests.append(Request(str(place), place, None, "", url or name, request.depth + 1))
+    return requests
 
 
 def read_plain_folder(request: Request, selection: Selection, scratch: Path,
                       source: Source) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (path, blob id, content) of the wanted files of a folder, less what .gitignore files name."""
+    """Yield (path, blob id, content) of the wanted files of a folder, without what .gitignore files name."""
     root = request.path
     with short_commands(request.shown):
         entries, clones = list_folder(root, scratch)
         if request.folder and not (root / request.folder).is_dir():
             raise PipelineError(f"--repo_url {request.shown}: has no folder {shown_path(request.folder)}; "
-                                "check the name behind the #")
+                                "check the name after the #")
         source.parts += clone_requests(root, [c for c in clones if not request.folder
                                               or f"{c}/".startswith(f"{request.folder}/")],
                                        request, selection, source)

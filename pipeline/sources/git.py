@@ -1,4 +1,4 @@
-"""A git repository elsewhere: one commit's tree without contents, then the wanted contents in one batch."""
+"""A remote git repository: one commit's tree without contents, then the wanted contents in one batch."""
 import contextlib
 import os
 import re
@@ -21,13 +21,13 @@ from pipeline.sources.source import Request, Source
 from pipeline.sources.submodules import submodule_requests
 
 ATTEMPTS, FIRST_DELAY_SECONDS = 4, 2
-STALL_SECONDS = 300  # git reports progress all the time; a server that is silent for so long hangs
-# What git says when trying again can help, as opposed to a wrong name or a missing right.
-PASSING_FAULT = re.compile(
+STALL_SECONDS = 300  # git reports progress continuously; a server silent for so long hangs
+# Git's messages about temporary failures, as opposed to a wrong name or a missing permission.
+TEMPORARY_FAILURE = re.compile(
     r"early EOF|RPC failed|hung up|timed out|reset by peer|Connection refused|unexpected disconnect|"
     r"error: 5\d\d|error: 429|Operation too slow|Temporary failure|Empty reply", re.IGNORECASE)
-# What it says where the server gives nothing by its identifier, but only branches and tags: protocol versions
-# 0 and 1, and some servers at any.
+# Its messages where the server serves no objects by identifier, only branches and tags: protocol versions
+# 0 and 1, and some servers always.
 NOT_BY_IDENTIFIER = re.compile(r"unadvertised object|not our ref")
 OTHER_NAMES = re.compile(r"mismatched algorithms")  # its identifiers are SHA-256, not SHA-1
 SHORT_COMMIT = re.compile(r"[0-9a-f]{4,39}")
@@ -35,14 +35,14 @@ BRANCHES_SHOWN = 10
 CREDENTIAL_HELPER = ('!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
                      '"$PARSE_DATA_USER" "$PARSE_DATA_PASSWORD"; }; f')
 GIT_ENVIRONMENT = {
-    "GIT_TERMINAL_PROMPT": "0",  # a missing right is an error, never a question
+    "GIT_TERMINAL_PROMPT": "0",  # a missing permission is an error, never a prompt
     "GIT_ASKPASS": "",
     "SSH_ASKPASS": "",
     "GIT_ALLOW_PROTOCOL": "https:http:ssh:git:file",
-    "GIT_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes a second; below it for a minute, the server hangs
+    "GIT_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second; below it for a minute, the server hangs
     "GIT_HTTP_LOW_SPEED_TIME": "60",
     "GIT_OPTIONAL_LOCKS": "0",
-    "LC_ALL": "C",  # PASSING_FAULT reads git's messages
+    "LC_ALL": "C",  # TEMPORARY_FAILURE matches git's English messages
 }
 # Set by git for its hooks and aliases: with them, git works on the repository that they name, not the clone.
 GIT_BINDINGS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY",
@@ -51,12 +51,11 @@ GIT_BINDINGS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", 
 
 
 def split_credentials(url: str) -> tuple[str, dict[str, str]]:
-    """Return (url without user and password, environment that makes git use them all the same).
+    """Return (url without user and password, environment that makes git use them nevertheless).
 
-    The credentials live in the environment of the git processes alone: not in their arguments, which every
-    user of the machine can read, nor in a configuration file, a message or anything that this script writes.
-    Git asks for them where that server, and no other, wants them; the user's own helpers are left out, one of
-    which might store them.
+    The credentials are only in the environment of the git processes: not in their arguments, which every user
+    of the machine can read, nor in a configuration file, a message or anything that this script writes.  Git
+    uses them for that server only; the user's own credential helpers are disabled, as one might store them.
     """
     try:
         parts = urlsplit(url)
@@ -73,7 +72,7 @@ def split_credentials(url: str) -> tuple[str, dict[str, str]]:
 
 
 def added_settings(settings: list[tuple[str, str]]) -> dict[str, str]:
-    """Return the environment that gives git these settings behind those that it gives already."""
+    """Return the environment that adds these git settings to those that it sets already."""
     count = os.environ.get("GIT_CONFIG_COUNT") or "0"
     if not count.isdecimal():
         raise PipelineError(f"GIT_CONFIG_COUNT={count}: is no number, which git refuses; correct or unset it")
@@ -86,7 +85,7 @@ def added_settings(settings: list[tuple[str, str]]) -> dict[str, str]:
 def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progress: bool = False) -> str:
     """Run one long git command, killed with all its children if this process is interrupted.
 
-    Returns its messages.  Raises PipelineError with git's own last words if it fails.
+    Returns its messages.  Raises PipelineError with git's last messages if it fails.
     """
     process = repo.git.execute([git.Git.GIT_PYTHON_GIT_EXECUTABLE, *arguments], as_process=True,
                                istream=stdin, start_new_session=True)
@@ -116,19 +115,19 @@ def run_git(repo: Any, arguments: list[str], stdin: IO | None = None, show_progr
 
 
 def read_or_stall(descriptor: int) -> bytes:
-    """Return what git says next, b"" at the end; PipelineError where it says nothing for STALL_SECONDS."""
+    """Return git's next output, b"" at the end; PipelineError if there is none for STALL_SECONDS."""
     if not select.select([descriptor], [], [], STALL_SECONDS)[0]:
         raise PipelineError(f"git: timed out, the server sent nothing for {STALL_SECONDS} s")
     return os.read(descriptor, 4096)
 
 
 def with_retries(attempt: Any, what: str) -> Any:
-    """Return `attempt()`, tried again with growing pauses while a passing fault of the network fails it."""
+    """Return `attempt()`, retried with growing pauses after a temporary failure of the network."""
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()
         except PipelineError as error:
-            if number == ATTEMPTS or not PASSING_FAULT.search(str(error)):
+            if number == ATTEMPTS or not TEMPORARY_FAILURE.search(str(error)):
                 raise
             delay = FIRST_DELAY_SECONDS * 2 ** (number - 1)
             print(f"{what}: {error}; trying again in {delay} s ({number} of {ATTEMPTS - 1})", file=sys.stderr)
@@ -137,7 +136,7 @@ def with_retries(attempt: Any, what: str) -> Any:
 
 @contextlib.contextmanager
 def short_commands(name: str) -> Iterator[None]:
-    """Turn what GitPython raises where a command of the block fails into a PipelineError with git's words."""
+    """Turn GitPython's error about a failed command of the block into a PipelineError with git's message."""
     try:
         yield
     except git.exc.CommandError as error:
@@ -159,7 +158,7 @@ def make_clone(location: str, folder: Path, names: str = "sha1") -> Any:
                             "git or file") from None
     more = {} if names == "sha1" else {"object_format": names}  # which a git before 2.29 does not know
     repo = git.Repo.init(folder.absolute(), bare=True, expand_vars=False, **more)
-    # GIT_DIR: with safe.bareRepository=explicit, git uses no bare repository that it merely stands in
+    # GIT_DIR: with safe.bareRepository=explicit, git uses no bare repository just because it is run there
     repo.git.update_environment(**GIT_ENVIRONMENT, **secret_environment, GIT_DIR=str(folder.absolute()))
     if not any(os.environ.get(name) for name in ("GIT_SSH_COMMAND", "GIT_SSH")) \
             and not repo.git.config("--get", "core.sshCommand", with_exceptions=False):
@@ -204,12 +203,12 @@ def whole_commit(repo: Any, revision: str | None) -> str | None:
     if not SHORT_COMMIT.fullmatch(revision or ""):
         return None
     listing = repo.git.ls_remote("origin", kill_after_timeout=STALL_SECONDS, with_exceptions=False)
-    found = {line.split()[0] for line in listing.splitlines() if line.startswith(revision)}
-    return found.pop() if len(found) == 1 else None
+    commits = {line.split()[0] for line in listing.splitlines() if line.startswith(revision)}
+    return commits.pop() if len(commits) == 1 else None
 
 
 def explained(error: str, repo: Any, name: str, revision: str | None) -> PipelineError:
-    """Return what is to be said where the fetch of a commit failed with git's message `error`."""
+    """Return the error to raise where the fetch of a commit failed with git's message `error`."""
     unknown = "couldn't find remote ref" in error or "invalid refspec" in error
     if unknown and revision in (None, "HEAD"):
         branches = branch_names(repo)
@@ -245,8 +244,8 @@ def shown_names(names: list[str]) -> str:
 
 
 def fetch_blobs(repo: Any, wanted: list[Entry], name: str, folder: Path) -> None:
-    """Fetch those of the `wanted` blobs that the first fetch left out, in one batch.  PipelineError, with
-    git's words, where that fails."""
+    """Fetch those of the `wanted` blobs that the first fetch left out, in one batch.  PipelineError with
+    git's message where that fails."""
     listing = repo.git.rev_list("--objects", "--all", "FETCH_HEAD", "--missing=print", "--no-object-names")
     missing = {entry.blob for entry in wanted} & {line[1:] for line in listing.splitlines()
                                                   if line.startswith("?")}
@@ -265,13 +264,13 @@ def fetch_blobs(repo: Any, wanted: list[Entry], name: str, folder: Path) -> None
     try:
         with_retries(attempt, name)
     except PipelineError as error:
-        advice = "run the same command again" if PASSING_FAULT.search(str(error)) else \
+        advice = "run the same command again" if TEMPORARY_FAILURE.search(str(error)) else \
             "check the repository (git fsck) and your rights"
         raise PipelineError(f"--repo_url {name}: {error}; {advice}") from None
 
 
 class Fetched(NamedTuple):
-    """One commit of a repository elsewhere, with the contents that are wanted."""
+    """One commit of a remote repository, with the wanted contents."""
     repo: Any
     entries: list[Entry]
     wanted: list[Entry]
@@ -302,7 +301,7 @@ def fetch_files(request: Request, selection: Selection, folder: Path, source: So
 
 def read_repository(request: Request, selection: Selection, folder: Path,
                     source: Source) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (path, blob id, content) of the wanted files of a repository elsewhere, by path."""
+    """Yield (path, blob id, content) of the wanted files of a remote repository, by path."""
     folder.mkdir()
     with short_commands(request.shown):
         fetched = fetch_files(request, selection, folder, source)
@@ -330,7 +329,7 @@ def read_repository(request: Request, selection: Selection, folder: Path,
 
 
 def check_folder(request: Request, entries: list[Entry], source: Source) -> None:
-    """Raise PipelineError where the commit lacks the folder that is asked for."""
+    """Raise PipelineError where the commit lacks the requested folder."""
     if request.folder and not any(entry.path.startswith(f"{request.folder}/") for entry in entries):
         raise PipelineError(f"--repo_url {request.shown}: its commit {source.commit} has no folder "
-                            f"{shown_path(request.folder)}; check the name behind the #")
+                            f"{shown_path(request.folder)}; check the name after the #")

@@ -1,4 +1,4 @@
-"""Licences: which file holds a code base's, which folders have others, and what SPDX calls them."""
+"""Licences: a code base's own file, those of its folders, and their SPDX identifiers."""
 import re
 import tempfile
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from pipeline.sources.selection import REGULAR_FILE_MODES, Entry, Selection
 from pipeline.sources.source import Source
 
 LICENSE_NAME = re.compile(r"(un)?licen[sc]e|copying", re.IGNORECASE)
-# In a folder of sources, `LicenseChecker.kt` is none: the name, what it is of, and the ending of a text.
+# In a folder of sources, so that `LicenseChecker.kt` does not match: the name, a suffix, a text's extension.
 NESTED_NAME = re.compile(r"((un)?licen[sc]e|copying)([-._ ][\w.+-]*?)?(\.(txt|md|markdown|rst|adoc|lesser))?",
                          re.IGNORECASE)
 SPDX_LINE = re.compile(r"SPDX-License-Identifier:\s*([\w.+-]+)")
-MOST_BYTES = 200_000  # of a licence that is looked at
+MOST_BYTES = 200_000  # read of a licence file
 UNKNOWN = "NOASSERTION"  # SPDX's word for a licence that is not determined
 
 
@@ -23,26 +23,26 @@ def find_license(paths: list[str]) -> str | None:
     for folder in ("", "license/", "licence/", "licenses/"):
         start = len(folder)
         names = [p for p in paths if p.lower().startswith(folder) and "/" not in p[start:]]
-        found = sorted((p for p in names if LICENSE_NAME.match(p[start:])),
-                       key=lambda p: (not p[start:].lower().startswith("licen"), p))
-        if found:
-            return found[0]
+        candidates = sorted((p for p in names if LICENSE_NAME.match(p[start:])),
+                            key=lambda p: (not p[start:].lower().startswith("licen"), p))
+        if candidates:
+            return candidates[0]
     return None
 
 
 def nested_licenses(paths: list[str], extensions: tuple[str, ...]) -> dict[str, list[str]]:
     """Return {folder: its licence files}."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
         if NESTED_NAME.fullmatch(name) and not name.endswith(extensions):
-            found.setdefault(folder, []).append(path)
-    return found
+            files.setdefault(folder, []).append(path)
+    return files
 
 
 def spdx_identifier(data: bytes) -> str:
-    """Return the SPDX identifier of a licence's text, UNKNOWN where it is none of those that `identify` knows
-    (choosealicense.com's) within 5 % of its characters, and names none itself."""
+    """Return the SPDX identifier of a licence's text, UNKNOWN where the text names none and is not
+    within 5 % of the characters of one that `identify` knows (choosealicense.com's)."""
     text = data[:MOST_BYTES].decode("utf-8", "replace")
     if named := SPDX_LINE.search(text):
         return named[1]
@@ -55,8 +55,8 @@ def spdx_identifier(data: bytes) -> str:
 class Licenses:
     """The licences that the wanted files of a code base are under.
 
-    A file has that of the nearest folder above it that holds one, else the code base's own.  Several licence
-    files in one folder are all taken to hold.
+    A file is under the licence of the nearest folder above it that holds one, else the code base's own.  Of
+    several licence files in one folder, all apply.
     """
 
     def __init__(self, entries: list[Entry], wanted: list[Entry], selection: Selection):

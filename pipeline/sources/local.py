@@ -1,7 +1,7 @@
-"""A git repository on this disk: read where it lies, nothing is copied or fetched.
+"""A git repository on this disk: read in place, nothing is copied or fetched.
 
-Its own settings cannot make git run anything here: revisions, trees and contents are read without hooks,
-filters or a pager, and what a partial clone lacks would be fetched by a protocol, of which none is allowed.
+Its own settings cannot make git run anything: revisions, trees and contents are read without hooks, filters
+or a pager, and no protocol is allowed by which a partial clone would fetch what it lacks.
 """
 import contextlib
 import os
@@ -54,7 +54,7 @@ def enclosing_repository(path: Path) -> tuple[Path, str] | None:
 def program_for(path: Path, folder: Path) -> Any:
     """Return a git.Git that reads the repository `folder` of `path`, and no other."""
     program = git.Git(str(path))
-    # with GIT_DIR named, git looks for no repository, and asks neither for its owner nor whether it is bare
+    # with GIT_DIR set, git searches for no repository, and checks neither its owner nor whether it is bare
     program.update_environment(**GIT_ENVIRONMENT | {"GIT_DIR": str(folder.absolute()),
                                                     "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"})
     return program
@@ -70,14 +70,14 @@ def remote_url(program: Any) -> str | None:
 
 
 def has_folder(root: Path, revision: str | None, folder: str) -> bool:
-    """Return whether the commit that is asked for of the repository at `root` holds that folder."""
+    """Return whether the requested commit of the repository at `root` holds that folder."""
     program = program_for(root, git_folder(root))
     kind = program.cat_file("-t", f"{revision or 'HEAD'}:{folder}", with_exceptions=False)
     return kind == "tree"
 
 
 def commit_of(program: Any, request: Request) -> str:
-    """Return the identifier of the commit that is asked for; PipelineError where there is none."""
+    """Return the identifier of the requested commit; PipelineError where there is none."""
     if (request.revision or "").startswith("-"):
         raise PipelineError(f"--repo_url {request.shown}: a URL or revision cannot start with '-'")
     wanted = request.revision or "HEAD"
@@ -106,7 +106,7 @@ def commit_of(program: Any, request: Request) -> str:
 
 
 def lacking(program: Any, name: str, what: str) -> PipelineError:
-    """Return what is to be said of a repository that lacks something that is wanted."""
+    """Return the error to raise where a repository lacks something that is wanted."""
     partial = program.config("--get-regexp", r"^(remote\..*\.promisor|extensions\.partialclone)$",
                              with_exceptions=False)
     if partial:

@@ -1,4 +1,4 @@
-"""What a --repo_url names: a repository, near or far, a folder of one, a plain folder, or one of clones."""
+"""What a --repo_url names: a local or remote repository, a folder in it, a plain folder, or one of clones."""
 import os
 import re
 from collections.abc import Iterator
@@ -24,9 +24,8 @@ USER_AT_HOST = re.compile(r"[^/@#]+@[^/@#:]+:")  # git@example.org:..., also whe
 def split_location(text: str) -> tuple[str, str | None, str]:
     """Return (location, revision, folder) of `LOCATION[@REVISION][#FOLDER]`.
 
-    A path is taken as far as it exists, for its own name may hold an `@` or `#`.  In a URL, the revision
-    stands behind the first `.git@`, else behind the last `@` of its path; one that itself ends in .git is no
-    revision.
+    A path is taken as far as it exists, as its name may hold an `@` or `#`.  In a URL, the revision follows
+    the first `.git@`, else the last `@` of its path, unless that part itself ends in .git.
     """
     if local_path(text):
         return text, None, ""
@@ -45,16 +44,16 @@ def split_location(text: str) -> tuple[str, str | None, str]:
 
 
 def _split_at(text: str, mark: str) -> tuple[str, str]:
-    """Return what stands before the last `mark`, and behind it."""
-    before, found, behind = text.rpartition(mark)
-    return (before, behind) if found else (text, "")
+    """Return what stands before and after the last `mark`."""
+    before, separator, after = text.rpartition(mark)
+    return (before, after) if separator else (text, "")
 
 
 def requests_for(locations: list[str], revision: str | None) -> list[Request]:
-    """Return what the --repo_url ask for; `revision` is that of --revision, for those that name none.
+    """Return the request of each --repo_url; `revision`, from --revision, is for those that name none.
 
-    PipelineError where one cannot be.  A repository on this disk is told by its remote's URL, else by the
-    last parts of its path, as many as tell those of one run apart.
+    PipelineError for one that names nothing.  A repository on this disk is named by its remote's URL, else by
+    as many of the last parts of its path as distinguish those of one run.
     """
     requests = [_request(text, revision) for text in locations]
     paths = {request.path for request in requests if request.path}
@@ -70,7 +69,7 @@ def requests_for(locations: list[str], revision: str | None) -> list[Request]:
 
 
 def _request(text: str, revision: str | None) -> Request:
-    """Return the request for one --repo_url, on this disk by its path's last part."""
+    """Return the request for one --repo_url; one on this disk is named by the last part of its path."""
     location, own_revision, folder = split_location(text)
     path, shown = local_path(location), shown_path(redact(location))
     folder = folder.strip("/")
@@ -85,8 +84,8 @@ def _request(text: str, revision: str | None) -> Request:
     if not path.is_dir():
         raise PipelineError(f"--repo_url {shown}: is a file; name a repository or a folder")
     path = path.resolve()
-    if not git_folder(path) and (found := enclosing_repository(path)):
-        root, inner = found
+    if not git_folder(path) and (enclosing := enclosing_repository(path)):
+        root, inner = enclosing
         if has_folder(root, revision, inner):
             path, folder = root, f"{inner}/{folder}".strip("/")
     if revision and not git_folder(path):
@@ -105,8 +104,8 @@ def _name(path: Path, paths: set[Path]) -> str:
 
 def open_source(request: Request, selection: Selection,
                 scratch: Path) -> tuple[Source, Iterator[tuple[str, str, bytes]]]:
-    """Return the source that is asked for and the iterator over its files, (path, blob id, content), which
-    reads or fetches when it is first asked.  `scratch`: where a folder may be made for it."""
+    """Return the requested source and an iterator over its files, (path, blob id, content), which reads or
+    fetches at its first `next`.  `scratch`: where a folder may be made for it."""
     source = Source(repository=request.name)
     if request.path is None:
         return source, read_repository(request, selection, scratch, source)

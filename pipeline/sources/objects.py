@@ -1,4 +1,4 @@
-"""Git's object store: what is in a commit's tree, and contents by their identifiers."""
+"""Git's object store: the tree of a commit, and contents by identifier."""
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def list_tree(program: Any, commit: str) -> list[Entry]:
 
 
 class Contents:
-    """A git process that gives contents."""
+    """A `git cat-file` process that returns contents."""
 
     def __init__(self, process: Any):
         self.process = process
@@ -33,7 +33,7 @@ class Contents:
             return None
         if len(head) != 3:
             said = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-            if any("from promisor remote" in line for line in said):  # how an older git says that it lacks it
+            if any("from promisor remote" in line for line in said):  # an older git: the blob is missing
                 return None
             raise PipelineError(f"git: {said[-1] if said else f'{blob} cannot be read'}; check the "
                                 "repository (git fsck)")
@@ -44,7 +44,7 @@ class Contents:
 
 @contextmanager
 def contents(program: Any) -> Iterator[Contents]:
-    """Yield the contents of a store.  GitPython's own reader knows no SHA-256 names."""
+    """Yield the contents of a store.  GitPython's own reader does not support SHA-256 identifiers."""
     command = [git.Git.GIT_PYTHON_GIT_EXECUTABLE, "cat-file", "--batch"]
     running = program.execute(command, as_process=True, istream=subprocess.PIPE)  # ends with this object
     process = running.proc

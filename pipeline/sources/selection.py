@@ -1,4 +1,4 @@
-"""Which files of a code base are wanted: its folder, the extensions, --include and --exclude."""
+"""Which files of a code base are wanted: by folder, extensions, --include and --exclude."""
 import argparse
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ SUBMODULE_MODE = "160000"
 
 
 class Entry(NamedTuple):
-    """What stands in a tree; a path that is not UTF-8 carries its bytes as surrogate escapes."""
+    """An entry of a git tree; a path that is not UTF-8 has its bytes as surrogate escapes."""
     mode: str
     blob: str  # identifier; of a submodule the commit's
     path: str
 
 
 class Selection:
-    """What the flags say of paths."""
+    """The paths that the flags select."""
 
     def __init__(self, args: argparse.Namespace):
         self.extensions = tuple(e if e.startswith(".") else f".{e}" for e in args.extensions)
@@ -42,10 +42,10 @@ class Selection:
 
     def refusal(self, path: str) -> str | None:
         """Return why --include and --exclude leave a path out, None where they do not.  As in .gitignore, the
-        last pattern that matches decides, and `!` before it means the opposite."""
-        if self.exclude and (found := self.exclude.check_file(path)).include:
-            self.matched.add(found.index)
-            return f"--exclude {self.exclude.patterns[found.index].pattern}"
+        last pattern that matches decides, and a leading `!` negates it."""
+        if self.exclude and (match := self.exclude.check_file(path)).include:
+            self.matched.add(match.index)
+            return f"--exclude {self.exclude.patterns[match.index].pattern}"
         if self.include and not self.include.match_file(path):
             return "not in --include"
         return None

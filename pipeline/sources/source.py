@@ -1,4 +1,4 @@
-"""A code base, and which of its files can serve."""
+"""A code base, and which of its files are usable."""
 import contextlib
 import dataclasses
 import hashlib
@@ -13,17 +13,17 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 
 
 class Request(NamedTuple):
-    """A code base that is asked for: by a --repo_url, or as a part of one, a clone or submodule in it."""
+    """A requested code base: a --repo_url, or a clone or submodule in one."""
     location: str  # a URL or a path, without revision and folder
     path: Path | None  # of one on this disk
     revision: str | None
     folder: str  # in the repository, without slashes around it; "": all of it
-    name: str  # which the provenance tells it by
+    name: str  # in the provenance
     depth: int = 0  # how many others it lies in
 
     @property
     def shown(self) -> str:
-        """What a message tells it by: as it was given, without credentials."""
+        """Its name in messages: the location as given, without credentials."""
         return shown_path(redact(self.location))
 
 
@@ -40,7 +40,7 @@ class Source:
     received_bytes: int = 0
     kept: int = 0
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> paths
-    duplicates: list[str] = field(default_factory=list)  # kept all the same
+    duplicates: list[str] = field(default_factory=list)  # kept nevertheless
     parts: list[Request] = field(default_factory=list)  # clones and submodules in it, read after it
     licensed: dict[str, tuple[str, str]] = field(default_factory=dict)  # folder -> licence file, identifier
 
@@ -58,13 +58,13 @@ class Source:
         return self.license_file, self.license
 
     def as_json(self) -> dict[str, Any]:
-        """Return what the manifest tells of it."""
-        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in told.items() if name not in ("parts", "licensed")}
+        """Return its entry in the manifest."""
+        entry = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in entry.items() if name not in ("parts", "licensed")}
 
 
 def decode_source(data: bytes, max_file_bytes: int) -> tuple[str | None, str | None]:
-    """Return (text, None), or (None, reason) for a file that cannot serve.  BOM dropped, line ends LF."""
+    """Return (text, None), or (None, reason) for an unusable file.  BOM dropped, line ends become LF."""
     if len(data) > max_file_bytes:
         return None, "larger than --max_file_bytes"
     if data.startswith(LFS_POINTER):

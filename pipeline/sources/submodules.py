@@ -45,16 +45,16 @@ def listed_submodules(text: bytes, program: Any) -> dict[str, dict[str, str]]:
 
 def submodule_requests(entries: list[Entry], read: Callable[[Entry], bytes], request: Request, source: Source,
                        program: Any, git_dir: Path | None = None) -> list[Request]:
-    """Return requests for the submodules that `source` names as left out, and name them so no longer.
+    """Return requests for the submodules that `source` lists as skipped, and remove them from that list.
 
     One that was checked out in a repository on this disk, `git_dir`, is read from there; the others are
-    fetched.  Those without an address, or with one on this disk, stay named.
+    fetched.  Those without an address, or with one on this disk, stay in the list.
     """
     left_out = set(source.skipped.get("submodule", ()))
     modules = next((entry for entry in entries if entry.path == ".gitmodules"), None)
     if not left_out or modules is None or request.depth >= DEEPEST:
         return []
-    listed, found = listed_submodules(read(modules), program), []
+    listed, requests = listed_submodules(read(modules), program), []
     origin = program.config("--get", "remote.origin.url", with_exceptions=False) if git_dir else ""
     for entry in entries:
         module = listed.get(entry.path)
@@ -65,16 +65,16 @@ def submodule_requests(entries: list[Entry], read: Callable[[Entry], bytes], req
         if not (address or checked_out):
             continue
         name = redact(address) if address else f"{request.name}/{shown_path(entry.path)}"
-        found.append(Request(address or str(checked_out), checked_out, entry.blob, "", name,
-                             request.depth + 1))
+        requests.append(Request(address or str(checked_out), checked_out, entry.blob, "", name,
+                                request.depth + 1))
         source.skipped["submodule"].remove(shown_path(entry.path))
-    return found
+    return requests
 
 
 def _checked_out(git_dir: Path, name: str) -> Path | None:
     """Return the repository of a submodule in that of its parent; None where it is not there.
 
-    The name is whatever a downloaded .gitmodules says: one that leads elsewhere is none.
+    The name comes from a downloaded .gitmodules, so one that leads elsewhere is ignored.
     """
     parts = PurePosixPath(name).parts
     common = git_dir / "commondir"  # a worktree's repository
