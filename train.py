@@ -50,10 +50,10 @@ def train(args: argparse.Namespace) -> None:
     import transformers
 
     from pipeline.hub.client import check_hub_write, find_manifest
-    from pipeline.model import device
+    from pipeline.model import device as hardware
     from pipeline.model.mergeable import check_base
     from pipeline.model.tokenizers import load_tokenizer
-    from pipeline.training import batch_plan, checkpoints, curve, training_report
+    from pipeline.training import batches, checkpoints, curve, training_report
     from pipeline.training.callback import RunCallback
     from pipeline.training.lora import make_model
     from pipeline.training.trainer import make_trainer, training_arguments
@@ -64,30 +64,30 @@ def train(args: argparse.Namespace) -> None:
         check_hub_write(args.hf_repository)
     check_base(args.model_name_or_path, args.model_revision, args.model_name_or_path, "--model_name_or_path")
     tokenizer = load_tokenizer(args.model_name_or_path, args.model_revision)
-    context = device.context_length(args.model_name_or_path, args.model_revision)
+    context = hardware.context_length(args.model_name_or_path, args.model_revision)
     data = encode_splits(args, tokenizer, DEFAULT_REPLAY_FRACTION, context)
     dataset_manifest = find_manifest(args.dataset, "dataset")
 
-    device.quiet_libraries()
+    hardware.quiet_libraries()
     transformers.set_seed(args.seed)
-    device.take_device("train.py", args.deterministic)
-    precision, device = device.choose_precision(args.precision), device.device_name()
-    steps = batch_plan.plan_steps(args, len(data.train))
+    hardware.take_device("train.py", args.deterministic)
+    precision, device = hardware.choose_precision(args.precision), hardware.device_name()
+    steps = batches.plan_steps(args, len(data.train))
     folder = args.output_dir.with_name(f"{args.output_dir.name}.checkpoints")
     settings = training_arguments(args, folder, precision, steps, WARMUP_RATIO)
-    batch_plan.tell_idle(args.examples_per_step, settings.world_size)
+    batches.tell_idle(args.examples_per_step, settings.world_size)
     first_process = settings.process_index == 0
     asked = args.quantization
-    args.quantization = batch_plan.choose_quantization(args, precision, settings.world_size)
+    args.quantization = batches.choose_quantization(args, precision, settings.world_size)
     model = make_model(args, precision, tokenizer, data.highest_token(), data.trained_tokens())
-    data.identities["base_model_hash"] = device.model_hash(args.model_name_or_path, args.model_revision)
+    data.identities["base_model_hash"] = hardware.model_hash(args.model_name_or_path, args.model_revision)
 
     with output_lock(args.output_dir) if first_process else contextlib.nullcontext():
         shared_settings = checkpoints.resume_settings(args, data.identities, device)
         resume_from = checkpoints.choose_start(folder, args, shared_settings, settings.world_size)
         settings.eval_on_start = resume_from is None  # a resumed run has its first validation behind it
         trainer = make_trainer(args, settings, model, data, tokenizer.eos_token_id)
-        plan = batch_plan.plan_batches(trainer, data.train, args, resume_from)
+        plan = batches.plan_batches(trainer, data.train, args, resume_from)
         training_report.describe(args, model, data, trainer, steps, device, precision, plan, asked)
         if args.dry_run:
             training_report.show_dry_run(data, tokenizer, args, trainer.tokens_per_batch)

@@ -9,7 +9,7 @@ from training_runs import arguments, command, curve_of
 
 import train
 from pipeline.run.errors import PipelineError
-from pipeline.training import batch_plan
+from pipeline.training import batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,19 +22,19 @@ def test_4_bits_where_16_do_not_fit(free: int, asked: str, mac: bool, found: str
                                     dataset_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that does not fit is loaded in 16 bits, or one that fits in 4, which is slower."""
     args = arguments(model_folder, dataset_folder, "--quantization", asked)
-    monkeypatch.setattr(batch_plan, "available_memory", lambda: free)
+    monkeypatch.setattr(batches, "available_memory", lambda: free)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mac)
     if "Apple" in found:
         with pytest.raises(PipelineError, match=found):
-            batch_plan.choose_quantization(args, "bf16", 1)
+            batches.choose_quantization(args, "bf16", 1)
     else:
-        assert batch_plan.choose_quantization(args, "bf16", 1) == found
+        assert batches.choose_quantization(args, "bf16", 1) == found
 
 
 def test_free_memory_decides_the_batch(model_folder: Path, dataset_folder: Path, tmp_path: Path,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that the memory cannot hold is begun; or the batch changes what is learned."""
-    monkeypatch.setattr(batch_plan, "available_memory", lambda: 10**6)  # too little for two examples
+    monkeypatch.setattr(batches, "available_memory", lambda: 10**6)  # too little for two examples
     train.main(command(model_folder, dataset_folder, tmp_path / "small"))
     monkeypatch.undo()
     train.main(command(model_folder, dataset_folder, tmp_path / "large"))
@@ -54,13 +54,13 @@ def test_a_short_run_has_small_steps(examples: int, epochs: float, asked: int, m
     """An hour on a CPU is spent on few steps and learns less from the same tokens; or what was asked for is
     not what is done."""
     args = argparse.Namespace(examples_per_step=asked, num_train_epochs=epochs, max_steps=max_steps)
-    assert batch_plan.choose_examples_per_step(args, examples) == expected
+    assert batches.choose_examples_per_step(args, examples) == expected
 
 
 def test_processes_without_work_are_told_of(capsys: pytest.CaptureFixture) -> None:
     """Four GPUs are paid for, and one of them works."""
-    batch_plan.tell_idle(4, 4)
+    batches.tell_idle(4, 4)
     assert not capsys.readouterr().err
-    batch_plan.tell_idle(1, 4)
+    batches.tell_idle(1, 4)
     assert capsys.readouterr().err == ("note: a step of 1 leaves 3 of the 4 processes idle; "
                                        "--examples_per_step 4 gives each one example\n")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.model import device
+from pipeline.model import device, padding
 from pipeline.model.padding import IGNORED_LABEL
 from pipeline.run.errors import PipelineError
 
@@ -34,7 +34,7 @@ def test_the_precision_is_one_that_torch_has() -> None:
 def test_padding_on_the_right_is_no_label() -> None:
     """The padding is learned, or the end-of-text token, which has the same number, is not."""
     rows = [{"input_ids": [5, 6, 0], "labels": [IGNORED_LABEL, 6, 0]}, {"input_ids": [7], "labels": [7]}]
-    batch = device.right_padded(rows, pad_token_id=0)
+    batch = padding.right_padded(rows, pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 0], [7, 0, 0]]
     # 5 predicts 6, and 6 the end; what a row begins with is predicted by nothing
     assert batch["positions"].tolist() == [0, 1]
@@ -43,7 +43,7 @@ def test_padding_on_the_right_is_no_label() -> None:
 
 def test_padding_on_the_left_moves_no_position() -> None:
     """A short prompt in a batch is read as if it stood further behind, or its padding is read."""
-    batch = device.left_padded([[5, 6, 7], [8]], pad_token=0, device="cpu")
+    batch = padding.left_padded([[5, 6, 7], [8]], pad_token=0, device="cpu")
     assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
