@@ -1,5 +1,5 @@
-"""What the five stages are made of: a ground floor that all stand on, and a wing for each stage."""
+"""What the stages are made of: shared code and features, then one folder per stage."""
 import logging
 
-# It speaks to developers, and as early as at its import.
+# bitsandbytes logs for developers, as early as at its import.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

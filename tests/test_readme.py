@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -79,17 +80,29 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_linked() -> None:
     """A page of docs/ is there, and no reader of the README finds it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pages = [page.name for page in PAGES if page.parent.name == "docs"]
+    pages = [page.name for page in PAGES if page.parent == ROOT / "docs"]
     assert [name for name in pages if f"(docs/{name})" not in readme] == []
+
+
+def docs_script(name: str) -> ModuleType:
+    """Return a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 def test_the_list_of_flags_is_whole() -> None:
     """A reader of docs/flags.md misses a flag, or believes a default of another time."""
-    spec = importlib.util.spec_from_file_location("make_flags", ROOT / "docs" / "make_flags.py")
-    make_flags = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_flags)
     page = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
-    assert page == make_flags.flags_page(), "run: python docs/make_flags.py"
+    assert page == docs_script("make_flags").flags_page(), "run: python docs/make_flags.py"
+
+
+def test_the_tree_is_generated() -> None:
+    """A module's line in docs/structure.md describes what the module used to be."""
+    make_structure = docs_script("make_structure")
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    assert make_structure.structure_tree() in page, "run: python docs/make_structure.py"
 
 
 def test_defaults_agree_with_the_interface() -> None:

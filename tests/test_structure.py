@@ -120,6 +120,8 @@ def test_imports_make_no_circle() -> None:
 def test_the_folders_are_found() -> None:
     """The tests above would pass on an empty list, or on a rule that allows everything."""
     assert {*GROUND, *STAGE_FOLDERS} == FOLDERS
+    tree_of_docs = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    assert re.findall(r"^  (\w+)/ ", tree_of_docs, re.MULTILINE) == [*GROUND, *STAGE_FOLDERS]
     assert folder("pipeline.__main__") is None
     assert folder("pipeline.training.loss") == folder("pipeline.training") == "training"
     assert "training" not in allowed_folders("pipeline.fim.spans") | allowed_folders("pipeline.merging.card")

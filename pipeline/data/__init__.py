@@ -1,0 +1,1 @@
+"""Data sets on disk, their examples, parsed source code, and near-duplicates."""

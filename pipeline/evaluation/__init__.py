@@ -1,0 +1,1 @@
+"""Stage 5: the base and the fine-tuned model compared."""

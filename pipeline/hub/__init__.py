@@ -1,0 +1,1 @@
+"""The Hugging Face hub: its client, commits, and the search for secrets before anything is published."""

@@ -1,0 +1,1 @@
+"""Stage 4: the adapter merged into the base model."""

@@ -1,0 +1,1 @@
+"""Methods of source files: finding and writing them, where a body ends, and the benchmark's set."""

@@ -1,0 +1,1 @@
+"""How a place in a file becomes what a model reads: context, FIM formats, repository context."""

@@ -1,0 +1,1 @@
+"""Repository context: snippets of other files, their index and cache, in training and the benchmark."""

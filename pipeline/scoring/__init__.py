@@ -1,0 +1,1 @@
+"""Metrics of predictions, their confidence intervals and paired tests."""

@@ -1,0 +1,1 @@
+"""Stage 1: the source files of code bases, and their licences."""

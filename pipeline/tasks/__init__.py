@@ -1,0 +1,1 @@
+"""What models are evaluated on: sets of examples, and their answers."""
