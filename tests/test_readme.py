@@ -17,6 +17,9 @@ PLACES = {"data/README.md", "demo/", "docs/", "perf/", "tests/"}  # beside the c
 PAGES = (ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
          *sorted((ROOT / "perf").rglob("*.md")))
 
+PROSE_WIDTH = 110
+UNWRAPPED = {"infilling.md", "methods.md", "repository.md", "flags.md"}  # of docs/; flags.md is generated
+
 
 def documented_commands() -> list[tuple[str, str, list[str]]]:
     """Return (file, script, arguments) of every command of this project in its texts; script `pipeline` for
@@ -83,6 +86,30 @@ def test_every_page_is_linked() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pages = [page.name for page in PAGES if page.parent == ROOT / "docs"]
     assert [name for name in pages if f"(docs/{name})" not in readme] == []
+
+
+def wide_prose(text: str) -> list[str]:
+    """Return the lines of prose of a Markdown text that are too wide; tables, code blocks and lines with just
+    a link or a word are not prose."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [line for line in prose.splitlines() if len(line) > PROSE_WIDTH and not line.startswith("|")
+            and not re.fullmatch(r" *(?:[-*] +)?(?:!?\[[^\]]*\]\(\S+\)|\S+)", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_lines_of_prose_are_short(page: Path) -> None:
+    """A change of one word shows as a change of a line that no screen shows whole."""
+    if page.name not in UNWRAPPED:
+        assert wide_prose(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("word " * 22, 0), ("word " * 23, 1), ("| " + "word " * 30, 0), ("```\n" + "word " * 30 + "\n```", 0),
+    ("```\ncode\n```\n" + "word " * 30, 1), ("[a link](" + "x" * 120 + ")", 0),
+    ("- word [a link](" + "x" * 120 + ")", 1)])
+def test_a_wide_line_of_prose_is_seen(text: str, number: int) -> None:
+    """The test above sees nothing, or sees tables and code."""
+    assert len(wide_prose(text)) == number
 
 
 def docs_script(name: str) -> ModuleType:
