@@ -52,6 +52,14 @@ def test_a_slow_stretch_is_seen(clock: Callable[[float], None], capsys: pytest.C
     assert len(capsys.readouterr().err.splitlines()) == 6
 
 
+def test_two_at_once_stay_lines(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
+    """The log of a step within another holds a terminal's control characters."""
+    with progress(desc="outer", total=9, unit=" f"), progress(desc="inner", total=9, unit=" f") as bar:
+        clock(61)
+        bar.update(1)
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_short_work_says_nothing(clock: Callable[[float], None], capsys: pytest.CaptureFixture) -> None:
     """A log is full of bars, one below another."""
     assert [*progress(range(59), desc="a", unit=" files")] == [*range(59)]

@@ -33,7 +33,7 @@ def progress(items: Iterable | None = None, *, desc: str, total: int | None = No
     # miniters: every update looks at the clock; tqdm's estimate of when to look again is late after a stall
     log = {} if sys.stderr is None or sys.stderr.isatty() else {
         "file": _Log(), "mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "miniters": 0, "ncols": 0,
-        "leave": False}
+        "leave": False, "position": 0}  # else a bar beside another moves the cursor, which a log cannot
     return tqdm(items, desc=desc, total=total, initial=initial, unit=unit, unit_scale=scaled,
                 bar_format=bar_format, disable=not shown or sys.stderr is None, **log)
 
